@@ -1,0 +1,45 @@
+"""Orders that leave the core. An engine carries them out; the facts come back as events."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Send a request to an engine. Attempts of a request count from 1 and never repeat."""
+
+    request_id: str
+    attempt: int
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Take a request back from an engine. Generated tokens are kept.
+
+    ``keep_kv`` asks the engine to move the KV cache to host memory, to be restored at the next
+    pull on the same instance; otherwise the KV cache is dropped and recomputed.
+    """
+
+    request_id: str
+    attempt: int
+    instance: str
+    keep_kv: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SwapModel:
+    """Load ``model`` on the instance. The engine holds no request when this is ordered."""
+
+    instance: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Refuse a request at once instead of missing its SLO late (admission control)."""
+
+    request_id: str
+    estimated_wait_s: float
+
+
+Action = Pull | Evict | SwapModel | Reject

@@ -1,0 +1,127 @@
+"""Facts that reach the core. Every event holds what happened; when is the settle's ``now``.
+
+Events of one request on one engine carry (instance, attempt): the attempt number is that of the
+Pull that sent the request there, so an event that was overtaken by an eviction can be told.
+"""
+
+from dataclasses import dataclass
+
+from qlm_sim.core.types import InstanceSpec, Request
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCancelled:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The attempt's prefill is done and it decodes now. On a resumed request this is not its first."""
+
+    request_id: str
+    attempt: int
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Tokens generated so far, all attempts together."""
+
+    request_id: str
+    attempt: int
+    instance: str
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    request_id: str
+    attempt: int
+    instance: str
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEvicted:
+    """The engine gave the request back. Its generated tokens are kept.
+
+    ``kv_on_host``: its KV cache lies in that instance's host memory and can be restored there.
+    """
+
+    request_id: str
+    attempt: int
+    instance: str
+    output_tokens: int
+    kv_on_host: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    request_id: str
+    attempt: int
+    instance: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSwapped:
+    """The instance serves ``model`` now; the swap took ``swap_s`` seconds."""
+
+    instance: str
+    model: str
+    swap_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceUp:
+    spec: InstanceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceDown:
+    """The instance is gone, and with it the progress that was not reported."""
+
+    instance: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReported:
+    """Periodic state of an engine, as old as the report. Totals count from the engine's start."""
+
+    instance: str
+    running: int
+    waiting: int
+    kv_tokens: int
+    """Tokens whose KV cache is on the GPU."""
+    kv_utilization: float
+    """Share of KV blocks in use, 0 to 1."""
+    busy_s: float
+    """Total seconds spent executing iterations."""
+    preemptions: int
+    """Total requests preempted because KV blocks ran out."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The time that the core asked to be woken at (``QueueManager.wake_at``) has come."""
+
+
+Event = (
+    RequestArrived
+    | RequestCancelled
+    | FirstToken
+    | Progress
+    | RequestFinished
+    | RequestEvicted
+    | RequestFailed
+    | ModelSwapped
+    | InstanceUp
+    | InstanceDown
+    | EngineReported
+    | TimerFired
+)

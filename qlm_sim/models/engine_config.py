@@ -1,0 +1,20 @@
+"""Engine settings, named and defaulted as vLLM's command line has them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one engine. Defaults are vLLM V1's for its API server."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    """Tokens per KV cache block."""
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+    """Longest prompt + output in tokens; None takes the model's own."""
+    scheduling_policy: str = "fcfs"
+    """Order of requests that wait inside the engine: "fcfs" or "priority"."""
+    num_gpu_blocks: int | None = None
+    """KV cache blocks, where an engine's log told them; None computes them from memory."""

@@ -1,0 +1,103 @@
+"""The loop around the core, the same in simulation and live: gather, sort, settle, log.
+
+Events of one instant are gathered in an inbox, put in one total order, applied together and decided
+upon once. The world (SimPy or asyncio) says when an instant is over by calling ``settle``.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from qlm_sim.core.actions import Action, Evict, Pull, Reject, SwapModel
+from qlm_sim.core.events import (
+    EngineReported,
+    Event,
+    FirstToken,
+    InstanceDown,
+    InstanceUp,
+    ModelSwapped,
+    Progress,
+    RequestArrived,
+    RequestCancelled,
+    RequestEvicted,
+    RequestFailed,
+    RequestFinished,
+    TimerFired,
+)
+
+
+class Core(Protocol):
+    """The scheduler: facts in, orders out."""
+
+    wake_at: float
+    """When the core wants a TimerFired, in seconds; infinity for never."""
+
+    def handle(self, now: float, events: Sequence[Event]) -> list[Action]: ...
+
+
+class Engines(Protocol):
+    """The engines' side of the port: carries out orders and posts what came of them."""
+
+    def execute(self, action: Pull | Evict | SwapModel) -> None: ...
+
+
+class Recorder(Protocol):
+    """Keeps the event log, or what a reader of it needs."""
+
+    def record(self, now: float, events: Sequence[Event], actions: Sequence[Action]) -> None: ...
+
+
+_RANK: dict[type, int] = {
+    kind: rank
+    for rank, kind in enumerate(
+        (
+            InstanceUp,
+            InstanceDown,
+            ModelSwapped,
+            RequestFinished,
+            RequestFailed,
+            RequestEvicted,
+            FirstToken,
+            Progress,
+            EngineReported,
+            RequestCancelled,
+            RequestArrived,
+            TimerFired,
+        )
+    )
+}
+
+
+def settle_order(event: Event) -> tuple[int, str, str]:
+    """Sort key that puts the events of one instant in the same order in every world."""
+    rank = _RANK[type(event)]
+    if isinstance(event, RequestArrived):
+        return rank, "", event.request.id
+    if isinstance(event, InstanceUp):
+        return rank, event.spec.id, ""
+    if isinstance(event, TimerFired):
+        return rank, "", ""
+    return rank, getattr(event, "instance", ""), getattr(event, "request_id", "")
+
+
+class Runtime:
+    """Carries events to the core and its orders to the engines."""
+
+    def __init__(self, core: Core, engines: Engines, recorder: Recorder) -> None:
+        self.core = core
+        self.engines = engines
+        self.recorder = recorder
+        self.inbox: list[Event] = []
+        self.post = self.inbox.append
+
+    def settle(self, now: float) -> None:
+        """Decide upon all that was posted in this instant, and send out the orders."""
+        events = self.inbox[:]
+        self.inbox.clear()
+        if len(events) > 1:
+            events.sort(key=settle_order)
+        actions = self.core.handle(now, events)
+        self.recorder.record(now, events, actions)
+        execute = self.engines.execute
+        for action in actions:
+            if not isinstance(action, Reject):
+                execute(action)

@@ -1,0 +1,87 @@
+"""A workload: every request of a run, as columns, in order of arrival.
+
+Output lengths are the trace's secret: only the simulated engine, a load generator and the
+clairvoyant policy read them. ``requests`` yields what a scheduler may see.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlm_sim.core.types import Request, SloClass
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a trace file says, before a scenario fills in what it does not. Columns of one length."""
+
+    name: str
+    ids: Sequence[str]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    arrival_s: NDArray[np.float64] | None = None
+    """Seconds since the first arrival; None where the file has no times."""
+    model: Sequence[str] | None = None
+    slo_class: Sequence[str] | None = None
+    max_tokens: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt_tokens)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests ready to run: columns of one length, sorted by arrival."""
+
+    ids: Sequence[str]
+    arrival_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    max_tokens: NDArray[np.int64]
+    models: tuple[str, ...]
+    model_index: NDArray[np.int64]
+    slo_classes: tuple[SloClass, ...]
+    slo_index: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def requests(self) -> Iterator[tuple[Request, int]]:
+        """Each request with its true output length, made one by one so that long runs stay small."""
+        slo_s = [scheduling_slo_s(slo) for slo in self.slo_classes]
+        chunk = 65536
+        for start in range(0, len(self), chunk):
+            part = slice(start, start + chunk)
+            for request_id, arrival, prompt, output, most, model, slo in zip(
+                self.ids[part],
+                self.arrival_s[part].tolist(),
+                self.prompt_tokens[part].tolist(),
+                self.output_tokens[part].tolist(),
+                self.max_tokens[part].tolist(),
+                self.model_index[part].tolist(),
+                self.slo_index[part].tolist(),
+                strict=True,
+            ):
+                yield (
+                    Request(
+                        id=request_id,
+                        model=self.models[model],
+                        slo_class=self.slo_classes[slo].name,
+                        slo_s=slo_s[slo],
+                        arrived_at=arrival,
+                        prompt_tokens=prompt,
+                        max_tokens=most,
+                    ),
+                    output,
+                )
+
+
+def scheduling_slo_s(slo: SloClass) -> float:
+    """The seconds to the first token that a scheduler aims at: the TTFT target, else the E2E one."""
+    if slo.ttft_s is not None:
+        return slo.ttft_s
+    if slo.e2e_s is not None:
+        return slo.e2e_s
+    return float("inf")
