@@ -7,7 +7,7 @@ upon once. The world (SimPy or asyncio) says when an instant is over by calling 
 from collections.abc import Sequence
 from typing import Protocol
 
-from qlm_sim.core.actions import Action, Evict, Pull, Reject, SwapModel
+from qlm_sim.core.actions import Action, Evict, Pull, Reject, Replan, SwapModel
 from qlm_sim.core.events import (
     EngineReported,
     Event,
@@ -15,6 +15,7 @@ from qlm_sim.core.events import (
     InstanceDown,
     InstanceUp,
     ModelSwapped,
+    PlanReady,
     Progress,
     RequestArrived,
     RequestCancelled,
@@ -23,6 +24,7 @@ from qlm_sim.core.events import (
     RequestFinished,
     TimerFired,
 )
+from qlm_sim.core.plan import Plan, PlanProblem
 
 
 class Core(Protocol):
@@ -38,6 +40,17 @@ class Engines(Protocol):
     """The engines' side of the port: carries out orders and posts what came of them."""
 
     def execute(self, action: Pull | Evict | SwapModel) -> None: ...
+
+
+class Solver(Protocol):
+    """Solves plans off the serving path. A new problem replaces one that is not solved yet."""
+
+    ready_at: float
+    """When the answer may be collected, in seconds; infinity while nothing is under way."""
+
+    def submit(self, now: float, problem: PlanProblem) -> None: ...
+
+    def collect(self) -> Plan: ...
 
 
 class Recorder(Protocol):
@@ -61,6 +74,7 @@ _RANK: dict[type, int] = {
             EngineReported,
             RequestCancelled,
             RequestArrived,
+            PlanReady,
             TimerFired,
         )
     )
@@ -74,30 +88,39 @@ def settle_order(event: Event) -> tuple[int, str, str]:
         return rank, "", event.request.id
     if isinstance(event, InstanceUp):
         return rank, event.spec.id, ""
-    if isinstance(event, TimerFired):
+    if isinstance(event, TimerFired | PlanReady):
         return rank, "", ""
     return rank, getattr(event, "instance", ""), getattr(event, "request_id", "")
 
 
 class Runtime:
-    """Carries events to the core and its orders to the engines."""
+    """Carries events to the core and its orders to the engines and the solver."""
 
-    def __init__(self, core: Core, engines: Engines, recorder: Recorder) -> None:
+    def __init__(self, core: Core, engines: Engines, solver: Solver, recorder: Recorder) -> None:
         self.core = core
         self.engines = engines
+        self.solver = solver
         self.recorder = recorder
         self.inbox: list[Event] = []
         self.post = self.inbox.append
+
+    @property
+    def wake_at(self) -> float:
+        """When ``settle`` wants to be called though nothing happens, in seconds."""
+        return min(self.core.wake_at, self.solver.ready_at)
 
     def settle(self, now: float) -> None:
         """Decide upon all that was posted in this instant, and send out the orders."""
         events = self.inbox[:]
         self.inbox.clear()
+        if self.solver.ready_at <= now:
+            events.append(PlanReady(self.solver.collect()))
         if len(events) > 1:
             events.sort(key=settle_order)
         actions = self.core.handle(now, events)
         self.recorder.record(now, events, actions)
-        execute = self.engines.execute
         for action in actions:
-            if not isinstance(action, Reject):
-                execute(action)
+            if type(action) is Replan:
+                self.solver.submit(now, action.problem)
+            elif type(action) is not Reject:
+                self.engines.execute(action)  # type: ignore[arg-type]

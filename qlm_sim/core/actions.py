@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from qlm_sim.core.plan import PlanProblem
+
 
 @dataclass(frozen=True, slots=True)
 class Pull:
@@ -42,4 +44,11 @@ class Reject:
     estimated_wait_s: float
 
 
-Action = Pull | Evict | SwapModel | Reject
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """Solve this snapshot off the serving path; the answer comes back as PlanReady."""
+
+    problem: PlanProblem
+
+
+Action = Pull | Evict | SwapModel | Reject | Replan

@@ -6,6 +6,7 @@ Pull that sent the request there, so an event that was overtaken by an eviction 
 
 from dataclasses import dataclass
 
+from qlm_sim.core.plan import Plan
 from qlm_sim.core.types import InstanceSpec, Request
 
 
@@ -107,6 +108,13 @@ class EngineReported:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanReady:
+    """The solver's answer to the last Replan."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """The time that the core asked to be woken at (``QueueManager.wake_at``) has come."""
 
@@ -123,5 +131,6 @@ Event = (
     | InstanceUp
     | InstanceDown
     | EngineReported
+    | PlanReady
     | TimerFired
 )

@@ -1,0 +1,110 @@
+"""Request groups: waiting requests that share model, SLO class and token distribution.
+
+Inside a group the order is first come, first served, which is deadline order too. Deadlines are
+absolute and never change. A group that is emptied is gone at once, from every index.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from qlm_sim.core.lifecycle import Tracked
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """What the requests of a group have in common."""
+
+    model: str
+    slo_class: str
+    band: int
+    """Prompt length band (``prompt_band``), so that mega-prompts are apart."""
+    served: bool
+    """Evicted after their first token: what is left is decoding."""
+
+
+def prompt_band(prompt_tokens: int) -> int:
+    """0 for prompts below 4096 tokens, then one band per factor of four."""
+    band = 0
+    limit = 4096
+    while prompt_tokens >= limit:
+        band += 1
+        limit *= 4
+    return band
+
+
+class RequestGroup:
+    """A waiting group. Changed by GroupTable alone."""
+
+    __slots__ = ("context_tokens", "id", "instance", "items", "key", "limit")
+
+    def __init__(self, group_id: int, key: GroupKey, limit: int) -> None:
+        self.id = group_id
+        self.key = key
+        self.limit = limit
+        self.items: deque[Tracked] = deque()
+        self.context_tokens = 0
+        self.instance = ""
+        """The instance on whose virtual queue it stands."""
+
+    @property
+    def head(self) -> Tracked:
+        return self.items[0]
+
+    @property
+    def first_deadline(self) -> float:
+        """Absolute time at which the head's next awaited token is due."""
+        return self.items[0].deadline
+
+    @property
+    def last_deadline(self) -> float:
+        return self.items[-1].deadline
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        return f"RequestGroup({self.id}, {self.key}, {len(self.items)} waiting, on {self.instance!r})"
+
+
+class GroupTable:
+    """Every group that has something waiting. Joining and leaving are constant time."""
+
+    def __init__(self) -> None:
+        self.groups: dict[int, RequestGroup] = {}
+        self._open: dict[GroupKey, RequestGroup] = {}
+        self._next_id = 0
+
+    def join(self, item: Tracked, key: GroupKey, limit: int) -> tuple[RequestGroup, bool]:
+        """Put ``item`` at the end of the open group of its key; True if that group is new.
+
+        A group takes at most ``limit`` requests over its life, then it is closed.
+        """
+        group = self._open.get(key)
+        new = group is None
+        if group is None:
+            group = RequestGroup(self._next_id, key, limit)
+            self._next_id += 1
+            self.groups[group.id] = group
+            self._open[key] = group
+        group.items.append(item)
+        group.context_tokens += item.context_tokens
+        item.group = group
+        if len(group.items) >= group.limit:
+            del self._open[key]
+        return group, new
+
+    def leave(self, item: Tracked) -> RequestGroup:
+        """Take ``item`` out of its group. The group is dropped when that empties it."""
+        group = item.group
+        assert group is not None, f"{item!r} waits in no group"
+        if group.items[0] is item:
+            group.items.popleft()
+        else:
+            group.items.remove(item)
+        group.context_tokens -= item.context_tokens
+        item.group = None
+        if not group.items:
+            del self.groups[group.id]
+            if self._open.get(group.key) is group:
+                del self._open[group.key]
+        return group

@@ -1,0 +1,79 @@
+"""The ledger of one instance: what we sent there, and what it last told us.
+
+``running``, ``model`` and ``swapping_to`` are synchronous: they change with our own orders and the
+engine's answers. ``reported`` is the engine's last periodic report, as old as the reporting interval.
+Between the two, the KV cache in use is estimated from the orders, so it is never stale.
+"""
+
+from qlm_sim.core.events import EngineReported
+from qlm_sim.core.host import HostModels
+from qlm_sim.core.lifecycle import Tracked
+from qlm_sim.core.types import InstanceSpec, ModelOnInstance
+
+
+class InstanceLedger:
+    """Belief about one engine. Changed by QueueManager alone."""
+
+    def __init__(self, spec: InstanceSpec) -> None:
+        self.spec = spec
+        self.id = spec.id
+        self.model: str | None = spec.resident
+        """The model that is loaded and serves; None before the first load."""
+        self.swapping_to: str | None = None
+        self.running: dict[str, Tracked] = {}
+        self.evicting = 0
+        """How many of ``running`` have been ordered back."""
+        self.context_tokens = 0
+        """Sum over running of the tokens they brought along (prompt + generated before)."""
+        self.prefilling_tokens = 0
+        """Of those, the ones whose prefill has not been reported done."""
+        self.decoding = 0
+        self._decoding_since = 0.0
+        self.loaded_at = 0.0
+        """When the loaded model began to serve."""
+        self.host = HostModels(
+            spec.host_bytes, [(m, spec.models[m].weight_bytes) for m in spec.host_models]
+        )
+        self.reported: EngineReported | None = None
+
+    @property
+    def profile(self) -> ModelOnInstance | None:
+        """The profile of the loaded model."""
+        return self.spec.models[self.model] if self.model is not None else None
+
+    def swap_s(self, model: str) -> float:
+        """Seconds that loading ``model`` would take from where its weights lie now."""
+        profile = self.spec.models[model]
+        return profile.swap_in_s if self.host.holds(model) else profile.load_s
+
+    def pulled(self, item: Tracked) -> None:
+        self.running[item.request.id] = item
+        context = item.pulled_context = item.request.prompt_tokens + item.output_tokens
+        self.context_tokens += context
+        self.prefilling_tokens += context
+
+    def began_decoding(self, item: Tracked, now: float) -> None:
+        """The item's prefill is done."""
+        if item.first_token_at is None:
+            item.first_token_at = now
+            self.prefilling_tokens -= item.pulled_context
+            self.decoding += 1
+            self._decoding_since += now
+
+    def left(self, item: Tracked) -> None:
+        """The item is no longer on the engine."""
+        del self.running[item.request.id]
+        self.context_tokens -= item.pulled_context
+        if item.first_token_at is None:
+            self.prefilling_tokens -= item.pulled_context
+        else:
+            self.decoding -= 1
+            self._decoding_since -= item.first_token_at
+            item.first_token_at = None
+
+    def generated_tokens(self, now: float, token_s: float) -> float:
+        """Estimated tokens that the running requests have generated in this attempt.
+
+        ``token_s``: seconds between two tokens of a decoding request.
+        """
+        return max(0.0, (self.decoding * now - self._decoding_since) / token_s)

@@ -1,0 +1,79 @@
+"""The life of one request inside the scheduler.
+
+    WAITING -> RUNNING -> finished | failed
+       ^          |
+       +- EVICTING+
+
+Knows no policy and no engine. Only QueueManager changes what is kept here.
+"""
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from qlm_sim.core.types import Request
+
+if TYPE_CHECKING:
+    from qlm_sim.core.groups import RequestGroup
+
+
+class State(Enum):
+    """Where a live request is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    """Pulled: its engine has it, whether it computes already or not."""
+    EVICTING = "evicting"
+    """Ordered back from its engine, which has not answered yet."""
+
+
+class Tracked:
+    """A live request with what the scheduler knows of it beyond the request itself."""
+
+    __slots__ = (
+        "attempt",
+        "cancelled",
+        "deadline",
+        "evictions",
+        "first_token_at",
+        "group",
+        "instance",
+        "kv_home",
+        "output_tokens",
+        "pulled_context",
+        "request",
+        "served",
+        "state",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.state = State.WAITING
+        self.deadline = request.arrived_at + request.slo_s
+        """When the next token that somebody waits for is due: the first one, until it is out."""
+        self.attempt = 0
+        self.instance = ""
+        """Where the current attempt runs; the last one's engine while waiting."""
+        self.output_tokens = 0
+        """Tokens generated, as last reported."""
+        self.pulled_context = 0
+        """Tokens it brought along to the current attempt: prompt and what was generated before."""
+        self.first_token_at: float | None = None
+        """When the current attempt began to decode; None while it waits or prefills."""
+        self.served = False
+        """Whether its first token ever came out, so that TTFT is decided."""
+        self.evictions = 0
+        self.kv_home: str | None = None
+        """The instance whose host memory holds its KV cache, if one does."""
+        self.cancelled = False
+        self.group: RequestGroup | None = None
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens whose KV cache it needs to go on."""
+        return self.request.prompt_tokens + self.output_tokens
+
+    def __repr__(self) -> str:
+        return (
+            f"Tracked({self.request.id!r}, {self.state.value}, model={self.request.model!r}, "
+            f"attempt={self.attempt}, instance={self.instance!r}, output_tokens={self.output_tokens})"
+        )

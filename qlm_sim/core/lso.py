@@ -1,0 +1,102 @@
+"""The LSO agent: makes an instance do what its queue wants, by pulling, evicting and swapping.
+
+Level-triggered: it compares what is with what should be each time it is called, so a lost or late
+event only delays it. What an engine gets is only what fits now (unless the policy does not hold
+back), because what waits inside an engine has left our control.
+"""
+
+from qlm_sim.core.actions import Action, Evict, Pull, SwapModel
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.policy import Estimator, Policy
+from qlm_sim.core.types import Lso, ModelOnInstance
+
+
+class LsoAgent:
+    """One agent serves all instances: it keeps nothing between two calls."""
+
+    def __init__(self, policy: Policy, estimator: Estimator, allowed: frozenset[Lso]) -> None:
+        self._policy = policy
+        self._estimator = estimator
+        self._holds_back = policy.holds_back and Lso.PULLING in allowed
+        self._may_evict = Lso.EVICTION in allowed
+        self._may_swap = Lso.SWAPPING in allowed
+
+    def reconcile(self, ledger: InstanceLedger, now: float, actions: list[Action]) -> None:
+        """Append the orders that bring the instance in line with its queue."""
+        if ledger.swapping_to is not None:
+            return
+        policy = self._policy
+        while True:
+            item = policy.next_for(ledger, now)
+            if item is None:
+                return
+            model = item.request.model
+            if model != ledger.model:
+                if self._may_swap:
+                    self._switch(ledger, model, now, actions)
+                return
+            if self._holds_back and not fits(ledger, item, self._estimator, now):
+                if self._may_evict and not ledger.evicting:
+                    for victim in policy.victims(ledger, item, now):
+                        self._evict(ledger, victim, actions)
+                return
+            self._pull(ledger, item, actions)
+
+    def _pull(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:
+        self._policy.discard(item)
+        item.state = State.RUNNING
+        item.attempt += 1
+        item.instance = ledger.id
+        item.kv_home = None
+        ledger.pulled(item)
+        actions.append(Pull(item.request.id, item.attempt, ledger.id))
+
+    def _evict(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:
+        if item.state is not State.RUNNING:
+            return
+        item.state = State.EVICTING
+        item.evictions += 1
+        ledger.evicting += 1
+        keep_kv = item.first_token_at is not None and keeps_kv(ledger.spec.models[item.request.model])
+        actions.append(Evict(item.request.id, item.attempt, ledger.id, keep_kv))
+
+    def _switch(self, ledger: InstanceLedger, model: str, now: float, actions: list[Action]) -> None:
+        """Swap now if the instance is empty; otherwise clear it, by eviction or by waiting."""
+        if not ledger.running:
+            ledger.swapping_to = model
+            actions.append(SwapModel(ledger.id, model))
+        elif self._may_evict and self._policy.evicts_to_swap:
+            for item in list(ledger.running.values()):
+                self._evict(ledger, item, actions)
+
+
+def keeps_kv(profile: ModelOnInstance) -> bool:
+    """Whether moving KV to the host and back beats computing it again, by the profile.
+
+    Compared at 1,024 tokens, the size of a common conversation: two moves against one prefill.
+    """
+    tokens = min(1024, profile.max_num_batched_tokens)
+    prefill_s = profile.step.base_s(tokens) + profile.step.prefill_pair_s * tokens * tokens / 2
+    return 2 * tokens * profile.kv_restore_token_s < prefill_s
+
+
+def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float) -> bool:
+    """Whether the engine can start ``item`` now, by the ledger.
+
+    It can when a sequence slot is free, the prompts ahead of it fill less than one iteration, and its
+    KV cache fits beside that of the running requests. Requests that started together grow together:
+    with output lengths of mean μ that are about exponential, n of them hold at most n·μ/e generated
+    tokens at a time, so that much is kept free until they hold it.
+    """
+    profile = ledger.spec.models[item.request.model]
+    running = len(ledger.running)
+    if running >= profile.max_num_seqs or ledger.prefilling_tokens >= profile.max_num_batched_tokens:
+        return False
+    if running == 0:
+        return True
+    generated = max(
+        ledger.generated_tokens(now, estimator.token_s(ledger)),
+        running * estimator.peak_tokens(item.request.model),
+    )
+    return ledger.context_tokens + generated + item.context_tokens <= profile.kv_capacity_tokens

@@ -1,0 +1,220 @@
+"""The scheduler core: facts in, orders out, and nothing else.
+
+``handle(now, events)`` applies every event of one instant and then decides once. It knows no clock,
+no engine and no file, so a run can be replayed from its event log, and a test needs only lists.
+"""
+
+from collections.abc import Callable, Sequence
+
+from qlm_sim.core.actions import Action, Evict
+from qlm_sim.core.events import (
+    EngineReported,
+    Event,
+    FirstToken,
+    InstanceDown,
+    InstanceUp,
+    ModelSwapped,
+    PlanReady,
+    Progress,
+    RequestArrived,
+    RequestCancelled,
+    RequestEvicted,
+    RequestFailed,
+    RequestFinished,
+    TimerFired,
+)
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.lso import LsoAgent
+from qlm_sim.core.policy import Estimator, Policy
+from qlm_sim.core.types import InstanceSpec, Lso
+
+
+class QueueManager:
+    """Tracks every live request and every instance, and lets the policy and the agents decide."""
+
+    def __init__(
+        self,
+        instances: Sequence[InstanceSpec],
+        policy: Policy,
+        estimator: Estimator,
+        allowed: frozenset[Lso] = frozenset(Lso),
+    ) -> None:
+        self.policy = policy
+        self.estimator = estimator
+        self.requests: dict[str, Tracked] = {}
+        self.ledgers = {spec.id: InstanceLedger(spec) for spec in instances}
+        self.stale_events = 0
+        """Engine events of attempts that were over: counted and dropped."""
+        self._agent = LsoAgent(policy, estimator, allowed)
+        self._touched: dict[str, None] = {}
+        self._apply: dict[type, Callable[[float, Event], None]] = {
+            RequestArrived: self._arrived,
+            RequestCancelled: self._cancelled,
+            FirstToken: self._first_token,
+            Progress: self._progress,
+            RequestFinished: self._finished,
+            RequestEvicted: self._evicted,
+            RequestFailed: self._failed,
+            ModelSwapped: self._swapped,
+            InstanceUp: self._instance_up,
+            InstanceDown: self._instance_down,
+            EngineReported: self._reported,
+            PlanReady: self._plan_ready,
+            TimerFired: self._timer_fired,
+        }
+        policy.start(self.ledgers)
+
+    @property
+    def wake_at(self) -> float:
+        """When the policy wants a TimerFired, in seconds; infinity for never."""
+        return self.policy.wake_at
+
+    def handle(self, now: float, events: Sequence[Event]) -> list[Action]:
+        """Apply the events of one instant, then decide once."""
+        actions: list[Action] = []
+        self._orders = actions
+        for event in events:
+            self._apply[type(event)](now, event)
+        touched = self._touched
+        if touched:
+            ledgers = self.ledgers
+            reconcile = self._agent.reconcile
+            for instance in touched:
+                ledger = ledgers.get(instance)
+                if ledger is not None:
+                    reconcile(ledger, now, actions)
+            touched.clear()
+        replan = self.policy.replan(now)
+        if replan is not None:
+            actions.append(replan)
+        return actions
+
+    # Events, one method each. Each marks the instances whose decision it may change.
+
+    def _arrived(self, now: float, event: RequestArrived) -> None:
+        item = Tracked(event.request)
+        self.requests[event.request.id] = item
+        self._wait(item, now)
+
+    def _wait(self, item: Tracked, now: float) -> None:
+        item.state = State.WAITING
+        for instance in self.policy.add(item, now):
+            self._touched[instance] = None
+
+    def _cancelled(self, now: float, event: RequestCancelled) -> None:
+        item = self.requests.get(event.request_id)
+        if item is None:
+            self.stale_events += 1
+        elif item.state is State.WAITING:
+            self.policy.discard(item)
+            del self.requests[event.request_id]
+        else:
+            item.cancelled = True
+            if item.state is State.RUNNING:
+                item.state = State.EVICTING
+                self.ledgers[item.instance].evicting += 1
+                self._orders.append(Evict(event.request_id, item.attempt, item.instance, keep_kv=False))
+
+    def _on_engine(
+        self, event: FirstToken | Progress | RequestFinished | RequestEvicted | RequestFailed
+    ) -> Tracked | None:
+        """The request that the event speaks of, or None if that attempt is over."""
+        item = self.requests.get(event.request_id)
+        if (
+            item is None
+            or item.attempt != event.attempt
+            or item.instance != event.instance
+            or item.state is State.WAITING
+        ):
+            self.stale_events += 1
+            return None
+        return item
+
+    def _first_token(self, now: float, event: FirstToken) -> None:
+        item = self._on_engine(event)
+        if item is not None:
+            item.served = True
+            self.ledgers[event.instance].began_decoding(item, now)
+            self._touched[event.instance] = None
+
+    def _progress(self, now: float, event: Progress) -> None:
+        item = self._on_engine(event)
+        if item is not None:
+            item.output_tokens = event.output_tokens
+
+    def _leave_engine(self, item: Tracked) -> None:
+        ledger = self.ledgers[item.instance]
+        if item.state is State.EVICTING:
+            ledger.evicting -= 1
+        ledger.left(item)
+        self._touched[item.instance] = None
+
+    def _finished(self, now: float, event: RequestFinished) -> None:
+        item = self._on_engine(event)
+        if item is not None:
+            self._leave_engine(item)
+            del self.requests[event.request_id]
+            self.estimator.finished(item, event.output_tokens)
+
+    def _evicted(self, now: float, event: RequestEvicted) -> None:
+        item = self._on_engine(event)
+        if item is None:
+            return
+        self._leave_engine(item)
+        if item.cancelled:
+            del self.requests[event.request_id]
+            return
+        item.output_tokens = event.output_tokens
+        item.kv_home = event.instance if event.kv_on_host else None
+        if item.served:
+            item.deadline = now + item.request.slo_s
+        self._wait(item, now)
+
+    def _failed(self, now: float, event: RequestFailed) -> None:
+        item = self._on_engine(event)
+        if item is not None:
+            self._leave_engine(item)
+            del self.requests[event.request_id]
+
+    def _swapped(self, now: float, event: ModelSwapped) -> None:
+        ledger = self.ledgers[event.instance]
+        ledger.model = event.model
+        ledger.swapping_to = None
+        ledger.loaded_at = now
+        ledger.host.touch(event.model, ledger.spec.models[event.model].weight_bytes)
+        self._touched[event.instance] = None
+
+    def _instance_up(self, now: float, event: InstanceUp) -> None:
+        self.ledgers[event.spec.id] = InstanceLedger(event.spec)
+        self._restart_policy(now)
+
+    def _instance_down(self, now: float, event: InstanceDown) -> None:
+        ledger = self.ledgers.pop(event.instance)
+        for item in ledger.running.values():
+            item.state = State.WAITING
+            item.first_token_at = None
+        for item in self.requests.values():
+            if item.kv_home == event.instance:
+                item.kv_home = None
+        self._restart_policy(now)
+
+    def _restart_policy(self, now: float) -> None:
+        """The set of instances changed: everything that waits is placed anew."""
+        self.policy.start(self.ledgers)
+        for item in self.requests.values():
+            if item.state is State.WAITING:
+                item.group = None
+                self._wait(item, now)
+
+    def _reported(self, now: float, event: EngineReported) -> None:
+        self.ledgers[event.instance].reported = event
+        self._touched[event.instance] = None
+
+    def _plan_ready(self, now: float, event: PlanReady) -> None:
+        for instance in self.policy.adopt(event.plan, now):
+            self._touched[instance] = None
+
+    def _timer_fired(self, now: float, event: TimerFired) -> None:
+        for instance in self.ledgers:
+            self._touched[instance] = None

@@ -1,0 +1,70 @@
+"""What a scheduling policy is: it orders what waits. It touches no engine.
+
+The manager tells a policy what waits (``add``, ``discard``) and asks, whenever an instance could
+take something, what that instance should serve next (``next_for``). An answer of another model than
+the loaded one means: switch now.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from qlm_sim.core.actions import Replan
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lifecycle import Tracked
+from qlm_sim.core.plan import Plan
+
+
+class Estimator(Protocol):
+    """What is believed of output lengths and of the engines' speed. It learns from what finishes."""
+
+    def finished(self, item: Tracked, output_tokens: int) -> None:
+        """``item`` is done after that many tokens."""
+        ...
+
+    def token_s(self, ledger: InstanceLedger) -> float:
+        """Seconds between two tokens of a request that decodes there now."""
+        ...
+
+    def peak_tokens(self, model: str) -> float:
+        """Generated tokens that each of many requests started together comes to hold at their peak."""
+        ...
+
+
+class Policy(Protocol):
+    """Orders the waiting requests."""
+
+    name: str
+    holds_back: bool
+    """Pull only what the engine can run now, so that what waits stays in our control."""
+    evicts_to_swap: bool
+    """Clear an instance for a swap by eviction; otherwise by letting it run empty."""
+    wake_at: float
+    """When it wants to be asked again, though nothing happened; infinity for never."""
+
+    def start(self, ledgers: dict[str, InstanceLedger]) -> None:
+        """Called once, with the ledgers, which the policy reads and never changes."""
+        ...
+
+    def add(self, item: Tracked, now: float) -> Iterable[str]:
+        """``item`` waits from now on. Returns the instances that may want to take it."""
+        ...
+
+    def discard(self, item: Tracked) -> None:
+        """``item`` waits no longer: it was pulled or cancelled."""
+        ...
+
+    def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        """The waiting request that the instance should serve next, or None to leave it as it is."""
+        ...
+
+    def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
+        """Running requests to evict so that ``item``, which does not fit now, can run."""
+        ...
+
+    def replan(self, now: float) -> Replan | None:
+        """A snapshot to be solved, if the policy wants a new plan now."""
+        ...
+
+    def adopt(self, plan: Plan, now: float) -> Iterable[str]:
+        """Put a solved plan in force. Returns the instances that it touches."""
+        ...

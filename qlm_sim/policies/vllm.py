@@ -1,0 +1,85 @@
+"""vLLM behind a least-loaded router: first come, first served on every instance.
+
+Each request goes, when it arrives, to the instance where it should wait least: what is queued and
+running there, plus the swaps that its queue will need. There it waits in arrival order; the engine
+gets everything at once, as far as the loaded model reaches. Where models outnumber instances, the
+request at the head of the queue decides which model is loaded, once the engine has run empty.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from qlm_sim.core.actions import Replan
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lifecycle import Tracked
+from qlm_sim.core.plan import Plan
+from qlm_sim.estimator.service import ServiceEstimator, group_service
+
+TYPICAL_PROMPT_TOKENS = 256
+"""Prompt length at which instances are compared; only the ratios between them matter."""
+
+
+class VllmPolicy:
+    """FCFS per instance, least-loaded dispatch."""
+
+    name = "vllm"
+    holds_back = False
+    evicts_to_swap = False
+    wake_at = float("inf")
+
+    def __init__(self, estimator: ServiceEstimator) -> None:
+        self._estimator = estimator
+
+    def start(self, ledgers: dict[str, InstanceLedger]) -> None:
+        self._queues: dict[str, deque[Tracked]] = {name: deque() for name in ledgers}
+        self._queued_s = dict.fromkeys(ledgers, 0.0)
+        """Engine seconds that each queue stands for: service and the swaps between its models."""
+        self._charges: dict[str, float] = {}
+        """What each waiting request added to its queue's seconds."""
+        self._routes: dict[str, list[tuple[InstanceLedger, float]]] = {}
+        """By model: where it may run, and the engine seconds of one request there."""
+        for ledger in ledgers.values():
+            for model, profile in ledger.spec.models.items():
+                lengths = self._estimator.lengths.of_model(model)
+                service = group_service(profile, TYPICAL_PROMPT_TOKENS, lengths)
+                request_s = service.prefill_s + service.decode_s
+                self._routes.setdefault(model, []).append((ledger, request_s))
+
+    def add(self, item: Tracked, now: float) -> Iterable[str]:
+        model = item.request.model
+        least_s = charge_s = float("inf")
+        chosen = ""
+        for ledger, request_s in self._routes[model]:
+            queue = self._queues[ledger.id]
+            last = queue[-1].request.model if queue else ledger.swapping_to or ledger.model
+            added_s = request_s if last == model else request_s + ledger.swap_s(model)
+            wait_s = len(ledger.running) * request_s + self._queued_s[ledger.id] + added_s
+            if wait_s < least_s:
+                least_s, charge_s, chosen = wait_s, added_s, ledger.id
+        item.instance = chosen
+        self._queues[chosen].append(item)
+        self._queued_s[chosen] += charge_s
+        self._charges[item.request.id] = charge_s
+        return (chosen,)
+
+    def discard(self, item: Tracked) -> None:
+        queue = self._queues[item.instance]
+        if queue[0] is item:
+            queue.popleft()
+        else:
+            queue.remove(item)
+        charge_s = self._charges.pop(item.request.id)
+        self._queued_s[item.instance] = self._queued_s[item.instance] - charge_s if queue else 0.0
+
+    def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        queue = self._queues[ledger.id]
+        return queue[0] if queue else None
+
+    def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
+        return ()
+
+    def replan(self, now: float) -> Replan | None:
+        return None
+
+    def adopt(self, plan: Plan, now: float) -> Iterable[str]:
+        return ()
