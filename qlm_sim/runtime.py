@@ -30,8 +30,10 @@ from qlm_sim.core.plan import Plan, PlanProblem
 class Core(Protocol):
     """The scheduler: facts in, orders out."""
 
-    wake_at: float
-    """When the core wants a TimerFired, in seconds; infinity for never."""
+    @property
+    def wake_at(self) -> float:
+        """When the core wants a TimerFired, in seconds; infinity for never."""
+        ...
 
     def handle(self, now: float, events: Sequence[Event]) -> list[Action]: ...
 

@@ -18,8 +18,10 @@ class GroupKey:
     slo_class: str
     band: int
     """Prompt length band (``prompt_band``), so that mega-prompts are apart."""
-    served: bool
+    served: bool = False
     """Evicted after their first token: what is left is decoding."""
+    late: bool = False
+    """Their deadline passed while they waited."""
 
 
 def prompt_band(prompt_tokens: int) -> int:

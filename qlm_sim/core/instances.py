@@ -20,6 +20,8 @@ class InstanceLedger:
         self.model: str | None = spec.resident
         """The model that is loaded and serves; None before the first load."""
         self.swapping_to: str | None = None
+        self.ready_at = 0.0
+        """When the swap under way should be over."""
         self.running: dict[str, Tracked] = {}
         self.evicting = 0
         """How many of ``running`` have been ordered back."""
@@ -31,9 +33,7 @@ class InstanceLedger:
         self._decoding_since = 0.0
         self.loaded_at = 0.0
         """When the loaded model began to serve."""
-        self.host = HostModels(
-            spec.host_bytes, [(m, spec.models[m].weight_bytes) for m in spec.host_models]
-        )
+        self.host = HostModels(spec.host_bytes, [(m, spec.models[m].weight_bytes) for m in spec.host_models])
         self.reported: EngineReported | None = None
 
     @property

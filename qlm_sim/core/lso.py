@@ -65,6 +65,7 @@ class LsoAgent:
         """Swap now if the instance is empty; otherwise clear it, by eviction or by waiting."""
         if not ledger.running:
             ledger.swapping_to = model
+            ledger.ready_at = now + ledger.swap_s(model)
             actions.append(SwapModel(ledger.id, model))
         elif self._may_evict and self._policy.evicts_to_swap:
             for item in list(ledger.running.values()):

@@ -5,6 +5,7 @@ no engine and no file, so a run can be replayed from its event log, and a test n
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from qlm_sim.core.actions import Action, Evict
 from qlm_sim.core.events import (
@@ -48,7 +49,7 @@ class QueueManager:
         """Engine events of attempts that were over: counted and dropped."""
         self._agent = LsoAgent(policy, estimator, allowed)
         self._touched: dict[str, None] = {}
-        self._apply: dict[type, Callable[[float, Event], None]] = {
+        self._apply: dict[type, Callable[[float, Any], None]] = {
             RequestArrived: self._arrived,
             RequestCancelled: self._cancelled,
             FirstToken: self._first_token,

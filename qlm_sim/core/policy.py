@@ -38,8 +38,11 @@ class Policy(Protocol):
     """Pull only what the engine can run now, so that what waits stays in our control."""
     evicts_to_swap: bool
     """Clear an instance for a swap by eviction; otherwise by letting it run empty."""
-    wake_at: float
-    """When it wants to be asked again, though nothing happened; infinity for never."""
+
+    @property
+    def wake_at(self) -> float:
+        """When it wants to be asked again, though nothing happened; infinity for never."""
+        ...
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
         """Called once, with the ledgers, which the policy reads and never changes."""

@@ -1,0 +1,72 @@
+"""Scheduling policies by name, and the scheduler core made with one of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qlm_sim.core.manager import QueueManager
+from qlm_sim.core.policy import Policy
+from qlm_sim.core.types import InstanceSpec, Lso
+from qlm_sim.estimator.service import ServiceEstimator
+from qlm_sim.policies.edf import EdfPolicy
+from qlm_sim.policies.qlm import QlmPolicy
+from qlm_sim.policies.shepherd import ShepherdPolicy
+from qlm_sim.policies.vllm import VllmPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """What policies can be told. Each takes what concerns it."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Cost of one missed request, by SLO class; 1 where absent."""
+    delta: float = 0.5
+    """Size of a request group, as a share of the average batch."""
+    replan_interval_s: float = 1.0
+    """Least seconds between two global plans."""
+    without: frozenset[Lso] = frozenset()
+    """Serving operations that are not to be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEntry:
+    """A policy as the command line lists it."""
+
+    summary: str
+    make: Callable[[ServiceEstimator, SchedulerSettings], Policy]
+
+
+POLICIES: dict[str, PolicyEntry] = {
+    "vllm": PolicyEntry(
+        "first come, first served per instance, least-loaded dispatch",
+        lambda estimator, settings: VllmPolicy(estimator),
+    ),
+    "edf": PolicyEntry(
+        "earliest deadline first over the whole cluster",
+        lambda estimator, settings: EdfPolicy(),
+    ),
+    "shepherd": PolicyEntry(
+        "SHEPHERD: periodic plan of models onto instances, largest feasible batch first",
+        lambda estimator, settings: ShepherdPolicy(estimator),
+    ),
+    "qlm": PolicyEntry(
+        "QLM: request groups on virtual queues under a global SLO-aware plan",
+        lambda estimator, settings: QlmPolicy(
+            estimator,
+            settings.weights,
+            delta=settings.delta,
+            replan_interval_s=settings.replan_interval_s,
+            balancing=Lso.BALANCING not in settings.without,
+        ),
+    ),
+}
+
+
+def make_core(policy: str, instances: Sequence[InstanceSpec], settings: SchedulerSettings) -> QueueManager:
+    """A scheduler core for these instances, under the policy of that name."""
+    estimator = ServiceEstimator()
+    return QueueManager(
+        instances,
+        POLICIES[policy].make(estimator, settings),
+        estimator,
+        frozenset(Lso) - settings.without,
+    )

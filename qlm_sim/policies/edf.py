@@ -34,7 +34,9 @@ class EdfPolicy:
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
         request = item.request
-        self._table.join(item, GroupKey(request.model, request.slo_class, 0, item.served), _UNLIMITED)
+        self._table.join(
+            item, GroupKey(request.model, request.slo_class, band=0, served=item.served), _UNLIMITED
+        )
         capable = self._capable[request.model]
         # Instances that have the model loaded are asked first.
         return [i.id for i in sorted(capable, key=lambda ledger: ledger.model != request.model)]

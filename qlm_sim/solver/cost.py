@@ -14,8 +14,9 @@ MISS = 1.0
 LATENESS_PER_S = 1e-4
 """One miss weighs as much as 10,000 seconds of lateness: lateness never buys a miss back."""
 SWAP_PER_S = 1e-5
-WAIT_PER_S = 1e-7
-"""Waiting breaks ties, so that idle instances are used and short work goes first."""
+"""Per second of clearing and loading, and per running request that is moved away for it."""
+WAIT_PER_S = 1e-6
+"""Per second and request: so that idle instances are used, and short work goes first."""
 DECISION_S = 0.25
 """Least uncertainty of a waiting time in seconds: one decision and one iteration."""
 
@@ -32,6 +33,7 @@ def queue_cost(instance: InstanceState, queue: Sequence[WaitingGroup]) -> float:
     model = instance.model
     free = instance.free
     leave_s = instance.leave_s
+    moved = float(instance.running)
     cost = 0.0
     for group in queue:
         service = group.service[instance.kind]
@@ -39,10 +41,10 @@ def queue_cost(instance: InstanceState, queue: Sequence[WaitingGroup]) -> float:
         if group.model != model:
             swap_s = instance.swap_s[group.model]
             clock_s += leave_s + swap_s
-            cost += SWAP_PER_S * (leave_s + swap_s) * max(1.0, service.batch)
+            cost += SWAP_PER_S * (leave_s + swap_s) * max(1.0, moved)
             model = group.model
+            moved = service.batch
             free = service.batch
-            leave_s = instance.leave_s
         start_s = clock_s + service.prefill_s
         behind = n - free
         clock_s += n * service.prefill_s
@@ -53,9 +55,7 @@ def queue_cost(instance: InstanceState, queue: Sequence[WaitingGroup]) -> float:
         else:
             free -= n
         sd_s = sqrt(variance) + DECISION_S + 0.02 * clock_s
-        missed, late_s = _lateness(
-            start_s - group.first_deadline_s, clock_s - group.last_deadline_s, sd_s
-        )
+        missed, late_s = _lateness(start_s - group.first_deadline_s, clock_s - group.last_deadline_s, sd_s)
         weight = group.weight * n
         cost += weight * (MISS * missed + LATENESS_PER_S * late_s + WAIT_PER_S * (start_s + clock_s))
     return cost

@@ -1,0 +1,262 @@
+"""QLM: request groups on virtual queues, planned globally to miss as few SLOs as possible.
+
+Follows Patke et al. (SoCC '24) in its parts: groups, a virtual queue per instance, a waiting-time
+estimate, a global scheduler off the serving path, and the four operations. Where the paper is weak
+it goes on: lateness is soft, a request whose deadline has passed steps behind those that can still
+be met, and a model is left only when a deadline forces it or when the GPU is better used elsewhere.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from qlm_sim.core.actions import Replan
+from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup, prompt_band
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.lso import fits
+from qlm_sim.core.plan import Plan, PlanProblem
+from qlm_sim.estimator.service import ServiceEstimator, decode_step_s
+from qlm_sim.policies.snapshot import SnapshotTaker
+from qlm_sim.solver.search import insertion
+
+_NEVER = float("inf")
+MAX_EVICTIONS = 3
+"""Most times that one request is evicted to make room for a more urgent one of its model."""
+
+
+class QlmPolicy:
+    """Virtual queues of request groups under a global plan."""
+
+    name = "qlm"
+    holds_back = True
+    evicts_to_swap = True
+
+    def __init__(
+        self,
+        estimator: ServiceEstimator,
+        weights: Mapping[str, float],
+        *,
+        delta: float = 0.5,
+        replan_interval_s: float = 1.0,
+        balancing: bool = True,
+    ) -> None:
+        self._estimator = estimator
+        self._weights = weights
+        self._delta = delta
+        self._replan_interval_s = replan_interval_s
+        self._balancing = balancing
+        self._problems = 0
+
+    def start(self, ledgers: dict[str, InstanceLedger]) -> None:
+        self._ledgers = ledgers
+        self._table = GroupTable()
+        self._queues: dict[str, list[RequestGroup]] = {name: [] for name in ledgers}
+        self._snapshot = SnapshotTaker(ledgers, self._estimator, self._weights)
+        self._capable: dict[str, list[InstanceLedger]] = {}
+        self._limits: dict[str, int] = {}
+        for ledger in ledgers.values():
+            for model in ledger.spec.models:
+                self._capable.setdefault(model, []).append(ledger)
+        self._switch_at: dict[str, float] = {}
+        """By instance: when a deadline will force it to another model, if nothing changes."""
+        self._replan_at = _NEVER
+        self._last_replan = -_NEVER
+
+    @property
+    def wake_at(self) -> float:
+        return min(self._replan_at, min(self._switch_at.values(), default=_NEVER))
+
+    # What waits
+
+    def add(self, item: Tracked, now: float) -> Iterable[str]:
+        request = item.request
+        key = GroupKey(request.model, request.slo_class, prompt_band(request.prompt_tokens), item.served)
+        return (self._join(item, key, now).instance,)
+
+    def _join(self, item: Tracked, key: GroupKey, now: float) -> RequestGroup:
+        group, new = self._table.join(item, key, self._group_limit(key.model))
+        if new:
+            self._place(group, now)
+            if self._balancing and self._replan_at == _NEVER:
+                self._replan_at = max(now, self._last_replan + self._replan_interval_s)
+        return group
+
+    def _group_limit(self, model: str) -> int:
+        """Most requests of a group: δ times the batch that instances run of the model, on average."""
+        limit = self._limits.get(model)
+        if limit is None:
+            lengths = self._estimator.lengths.of_model(model)
+            capable = self._capable[model]
+            batch = 0.0
+            for ledger in capable:
+                profile = ledger.spec.models[model]
+                batch += min(profile.max_num_seqs, profile.kv_capacity_tokens / (256 + lengths.mean))
+            limit = self._limits[model] = max(1, int(self._delta * batch / len(capable)))
+        return limit
+
+    def _place(self, group: RequestGroup, now: float) -> None:
+        """Put a new group on a virtual queue until the next plan."""
+        model = group.key.model
+        capable = self._capable[model]
+        best = None
+        least = _NEVER
+        for ledger in capable:
+            if ledger.model == model and ledger.swapping_to is None and not self._queues[ledger.id]:
+                load = len(ledger.running) / ledger.spec.models[model].max_num_seqs
+                if load < least and fits(ledger, group.head, self._estimator, now):
+                    best, least = ledger, load
+        if best is not None:
+            group.instance = best.id
+            self._queues[best.id].append(group)
+            return
+        seen = {
+            ledger.id: [self._snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in capable
+        }
+        states = [self._snapshot.instance(ledger, now) for ledger in capable]
+        name, position = insertion(states, seen, self._snapshot.group(group, now))
+        group.instance = name
+        self._queues[name].insert(position, group)
+
+    def discard(self, item: Tracked) -> None:
+        group = self._table.leave(item)
+        if not group.items:
+            self._queues[group.instance].remove(group)
+
+    def _relegate_late(self, group: RequestGroup, now: float) -> None:
+        """Move requests whose deadline has passed to a late group of their kind."""
+        key = group.key
+        late_key = GroupKey(key.model, key.slo_class, key.band, key.served, late=True)
+        while group.items and group.first_deadline < now:
+            item = group.head
+            self.discard(item)
+            self._join(item, late_key, now)
+
+    # What an instance does next
+
+    def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        queue = self._queues[ledger.id]
+        for group in list(queue):
+            if not group.key.late and group.first_deadline < now:
+                self._relegate_late(group, now)
+        self._switch_at.pop(ledger.id, None)
+        resident = next((g for g in queue if g.key.model == ledger.model), None)
+        if queue and queue[0] is not resident and self._should_switch(ledger, resident, now):
+            return queue[0].head
+        if resident is None and self._balancing:
+            resident = self._steal(ledger, now)
+        return resident.head if resident is not None else None
+
+    def _should_switch(self, ledger: InstanceLedger, resident: RequestGroup | None, now: float) -> bool:
+        """Whether to leave the loaded model for that of the first group of the queue."""
+        if resident is not None or not ledger.running:
+            # The plan puts other work before the loaded model's, or nothing is left to do here.
+            return True
+        queue = self._queues[ledger.id]
+        model = queue[0].key.model
+        overhead_s = self._snapshot.leave_s(ledger, now) + ledger.swap_s(model)
+        requests = 0
+        service_s = 0.0
+        force_at = _NEVER
+        for group in queue:
+            service = self._snapshot.service_on(ledger, group)
+            if group.key.model != model:
+                continue
+            if not group.key.late and not group.key.served:
+                start_s = overhead_s + service_s + service.prefill_s
+                force_at = min(force_at, group.first_deadline - start_s - self._margin_s(start_s))
+            requests += len(group)
+            service_s += len(group) * (service.prefill_s + service.decode_s)
+        if force_at <= now:
+            return True
+        profile = ledger.spec.models[model]
+        mean = self._estimator.lengths.of_model(model).mean
+        alone_s = mean * decode_step_s(profile, min(requests, profile.max_num_seqs), requests * mean)
+        visit_s = max(service_s, alone_s) + 2 * overhead_s
+        if service_s / visit_s > self._snapshot.batch_use(ledger, len(ledger.running)):
+            return True
+        self._switch_at[ledger.id] = force_at
+        return False
+
+    @staticmethod
+    def _margin_s(ahead_s: float) -> float:
+        """Seconds kept in hand before a deadline that lies ``ahead_s`` of work away."""
+        return 1.0 + 0.2 * ahead_s
+
+    def _steal(self, ledger: InstanceLedger, now: float) -> RequestGroup | None:
+        """The most urgent group of the loaded model that waits for another instance."""
+        if ledger.model is None:
+            return None
+        best: RequestGroup | None = None
+        for group in self._table.groups.values():
+            if group.key.model == ledger.model and (
+                best is None or (group.first_deadline, group.id) < (best.first_deadline, best.id)
+            ):
+                best = group
+        return best
+
+    def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
+        """Running requests of looser classes, when waiting for departures would miss the deadline."""
+        if item.served or item.deadline < now:
+            return ()
+        group = item.group
+        assert group is not None
+        service = self._snapshot.service_on(ledger, group)
+        need = item.context_tokens
+        each = ledger.context_tokens / len(ledger.running)
+        wait_s = max(1.0, need / each) * service.decode_s
+        if now + wait_s + service.prefill_s + self._margin_s(wait_s) < item.deadline:
+            return ()
+        looser = [
+            other
+            for other in ledger.running.values()
+            if other.state is State.RUNNING
+            and other.served
+            and other.request.slo_s > item.request.slo_s
+            and other.evictions < MAX_EVICTIONS
+        ]
+        looser.sort(key=lambda other: (-other.request.slo_s, -other.request.arrived_at, other.request.id))
+        chosen: list[Tracked] = []
+        for other in looser:
+            if need <= 0:
+                break
+            chosen.append(other)
+            need -= other.pulled_context
+        return chosen if need <= 0 else ()
+
+    # The global plan
+
+    def replan(self, now: float) -> Replan | None:
+        if now < self._replan_at or not self._balancing:
+            return None
+        self._replan_at = _NEVER
+        if not self._table.groups:
+            return None
+        self._last_replan = now
+        self._replan_at = now + self._replan_interval_s
+        self._problems += 1
+        return Replan(
+            PlanProblem(
+                number=self._problems,
+                groups=tuple(self._snapshot.group(g, now) for g in self._table.groups.values()),
+                instances=tuple(self._snapshot.instances(now)),
+                current={name: tuple(g.id for g in queue) for name, queue in self._queues.items()},
+            )
+        )
+
+    def adopt(self, plan: Plan, now: float) -> Iterable[str]:
+        if plan.number != self._problems:
+            return ()
+        groups = self._table.groups
+        planned: set[int] = set()
+        for name in self._queues:
+            kept = []
+            for group_id in plan.queues.get(name, ()):
+                group = groups.get(group_id)
+                if group is not None:
+                    group.instance = name
+                    kept.append(group)
+                    planned.add(group_id)
+            self._queues[name] = kept
+        for group in groups.values():
+            if group.id not in planned:
+                self._place(group, now)
+        return tuple(self._queues)

@@ -1,0 +1,141 @@
+"""SHEPHERD: periodic planning of models onto instances, preemptive batches within the plan.
+
+From Zhang et al., NSDI '23: HERD plans, every period, which models each group of GPUs serves, by an
+integer program over the arrival rates of the last period; FLEX serves within the plan, always the
+feasible batch with the most requests, and preempts a running batch only for one λ times as large.
+Batch latency is taken as known and linear in the batch, ℓ(b) = α + β·b, with outputs as long as the
+mean: that is where it was made for other networks than language models.
+
+Chosen here, where the paper is silent or batches whole inference calls: a group is one instance; the
+engine keeps its continuous batching, bounded by the largest batch whose ℓ(b) meets the tightest SLO
+that waits; a request is feasible while α after now is before its deadline; what is infeasible is
+served last, not dropped.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from qlm_sim.core.actions import Replan
+from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lifecycle import Tracked
+from qlm_sim.core.plan import Plan
+from qlm_sim.estimator.service import ServiceEstimator, decode_step_s, group_service, prefill_s
+from qlm_sim.solver.herd import assign_models
+
+LAMBDA = 3.03
+"""How many times larger a batch must be to preempt the running one: the paper's value, at which
+FLEX is within a factor of 12.62 of the best schedule in hindsight."""
+PERIOD_S = 60.0
+"""Seconds between two plans."""
+_UNLIMITED = 2**62
+_PROMPT_TOKENS = 256
+
+
+class ShepherdPolicy:
+    """HERD's plan, FLEX's choice."""
+
+    name = "shepherd"
+    holds_back = True
+    evicts_to_swap = True
+
+    def __init__(self, estimator: ServiceEstimator) -> None:
+        self._estimator = estimator
+
+    def start(self, ledgers: dict[str, InstanceLedger]) -> None:
+        self._ledgers = ledgers
+        self._table = GroupTable()
+        self._arrived: Counter[str] = Counter()
+        self._period_started = 0.0
+        self._plan: dict[str, tuple[str, ...]] = {
+            ledger.id: tuple(ledger.spec.models) for ledger in ledgers.values()
+        }
+        self._batch: dict[tuple[str, str, str], int] = {}
+        self.wake_at = float("inf")
+
+    def add(self, item: Tracked, now: float) -> Iterable[str]:
+        model = item.request.model
+        if self.wake_at == float("inf"):
+            self._period_started = now
+            self.wake_at = now + PERIOD_S
+        self._arrived[model] += item.attempt == 0
+        key = GroupKey(model, item.request.slo_class, band=0, served=item.served)
+        self._table.join(item, key, _UNLIMITED)
+        return [name for name, models in self._plan.items() if model in models]
+
+    def discard(self, item: Tracked) -> None:
+        self._table.leave(item)
+
+    def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        mine = [g for g in self._table.groups.values() if g.key.model in self._plan[ledger.id]]
+        if not mine:
+            return None
+        sizes: Counter[str] = Counter()
+        for group in mine:
+            sizes[group.key.model] += len(group)
+        chosen = max(sizes, key=lambda m: (min(sizes[m], self._batch_limit(ledger, m, mine)), m))
+        loaded = ledger.model
+        if chosen != loaded and ledger.running:
+            offered = min(sizes[chosen], self._batch_limit(ledger, chosen, mine))
+            if offered < LAMBDA * len(ledger.running):
+                chosen = loaded if loaded is not None and sizes[loaded] else chosen
+                if chosen != loaded:
+                    return None
+        if chosen == loaded and len(ledger.running) >= self._batch_limit(ledger, chosen, mine):
+            return None
+        group = min((g for g in mine if g.key.model == chosen), key=lambda g: _urgency(g, now))
+        return group.head
+
+    def _batch_limit(self, ledger: InstanceLedger, model: str, groups: Sequence[RequestGroup]) -> int:
+        """The largest batch whose latency meets the tightest SLO of the model that waits."""
+        slo = min((g.head.request.slo_s, g.key.slo_class) for g in groups if g.key.model == model)
+        key = (ledger.id, model, slo[1])
+        limit = self._batch.get(key)
+        if limit is None:
+            profile = ledger.spec.models[model]
+            mean = self._estimator.lengths.of_model(model).mean
+            most = group_service(profile, _PROMPT_TOKENS, self._estimator.lengths.of_model(model)).batch
+            one_s = prefill_s(profile, _PROMPT_TOKENS) + mean * decode_step_s(profile, 1, mean)
+            most_s = most * prefill_s(profile, _PROMPT_TOKENS, most) + mean * decode_step_s(
+                profile, most, most * (_PROMPT_TOKENS + mean / 2)
+            )
+            beta_s = (most_s - one_s) / max(1.0, most - 1)
+            limit = self._batch[key] = max(1, int(min(most, 1 + (slo[0] - one_s) / max(beta_s, 1e-9))))
+        return limit
+
+    def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
+        return ()
+
+    def replan(self, now: float) -> Replan | None:
+        """Plans in place at the end of each period; there is nothing to wait for."""
+        if now < self.wake_at:
+            return None
+        self.wake_at = now + PERIOD_S
+        if self._arrived:
+            elapsed_s = now - self._period_started
+            demand = {model: count / elapsed_s for model, count in self._arrived.items()}
+            for group in self._table.groups.values():
+                demand.setdefault(group.key.model, len(group) / elapsed_s)
+            capacity = {
+                ledger.id: {model: self._capacity_rps(ledger, model) for model in ledger.spec.models}
+                for ledger in self._ledgers.values()
+            }
+            self._plan = assign_models(demand, capacity)
+            self._batch.clear()
+        self._arrived.clear()
+        self._period_started = now
+        return None
+
+    def _capacity_rps(self, ledger: InstanceLedger, model: str) -> float:
+        service = group_service(
+            ledger.spec.models[model], _PROMPT_TOKENS, self._estimator.lengths.of_model(model)
+        )
+        return 1 / (service.prefill_s + service.decode_s)
+
+    def adopt(self, plan: Plan, now: float) -> Iterable[str]:
+        return ()
+
+
+def _urgency(group: RequestGroup, now: float) -> tuple[bool, float, int]:
+    """Those that can still be met first, by deadline."""
+    return group.first_deadline < now, group.first_deadline, group.id

@@ -1,0 +1,143 @@
+"""Ledgers and groups, seen as the solver's problem: relative times, expected service, free room."""
+
+from collections.abc import Mapping, Sequence
+
+from qlm_sim.core.groups import RequestGroup
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lso import keeps_kv
+from qlm_sim.core.plan import GroupService, InstanceState, WaitingGroup
+from qlm_sim.core.types import InstanceSpec
+from qlm_sim.estimator.service import ServiceEstimator, decode_step_s, group_service
+
+SERVED_WEIGHT = 0.1
+"""Weight of resuming evicted requests, which have met their TTFT or missed it: enough that they do
+not starve, too little to miss another's deadline for."""
+_PROMPT_STEP = 1.25
+"""Services are computed once per prompt length, to this factor."""
+
+
+class SnapshotTaker:
+    """Turns the scheduler's state into plain data, with what the estimator expects filled in."""
+
+    def __init__(
+        self,
+        ledgers: Mapping[str, InstanceLedger],
+        estimator: ServiceEstimator,
+        weights: Mapping[str, float],
+    ) -> None:
+        self._ledgers = ledgers
+        self._estimator = estimator
+        self._weights = weights
+        self._kinds: dict[str, InstanceSpec] = {}
+        self._kind_of: dict[str, str] = {}
+        for ledger in ledgers.values():
+            for kind, spec in self._kinds.items():
+                if spec.models == ledger.spec.models:
+                    self._kind_of[ledger.id] = kind
+                    break
+            else:
+                self._kinds[ledger.id] = ledger.spec
+                self._kind_of[ledger.id] = ledger.id
+        self._cache: dict[tuple[str, str, str, bool, int], tuple[float, GroupService]] = {}
+
+    def service(self, kind: str, group: RequestGroup) -> GroupService:
+        """What one request of the group takes of an instance of that kind."""
+        key = group.key
+        context = group.context_tokens / len(group)
+        size = round_up(context)
+        lengths = self._estimator.lengths.of_class(key.model, key.slo_class)
+        cache_key = (kind, key.model, key.slo_class, key.served, size)
+        cached = self._cache.get(cache_key)
+        if cached is not None and lengths.count < cached[0]:
+            return cached[1]
+        profile = self._kinds[kind].models[key.model]
+        service = group_service(profile, context, lengths)
+        if key.served and keeps_kv(profile):
+            service = GroupService(
+                prefill_s=context * profile.kv_restore_token_s,
+                decode_s=service.decode_s,
+                decode_sd_s=service.decode_sd_s,
+                batch=service.batch,
+            )
+        # Believed until a tenth more requests have finished.
+        self._cache[cache_key] = (lengths.count * 1.1, service)
+        return service
+
+    def service_on(self, ledger: InstanceLedger, group: RequestGroup) -> GroupService:
+        return self.service(self._kind_of[ledger.id], group)
+
+    def group(self, group: RequestGroup, now: float) -> WaitingGroup:
+        key = group.key
+        return WaitingGroup(
+            id=group.id,
+            model=key.model,
+            requests=len(group),
+            weight=self._weights.get(key.slo_class, 1.0) * (SERVED_WEIGHT if key.served else 1.0),
+            first_deadline_s=group.first_deadline - now,
+            last_deadline_s=group.last_deadline - now,
+            service={
+                kind: self.service(kind, group)
+                for kind, spec in self._kinds.items()
+                if key.model in spec.models
+            },
+        )
+
+    def instance(self, ledger: InstanceLedger, now: float) -> InstanceState:
+        target = ledger.swapping_to or ledger.model
+        running = len(ledger.running)
+        return InstanceState(
+            id=ledger.id,
+            kind=self._kind_of[ledger.id],
+            model=target,
+            ready_s=max(0.0, ledger.ready_at - now) if ledger.swapping_to else 0.0,
+            free=self._free(ledger, target, now),
+            running=running,
+            leave_s=self.leave_s(ledger, now),
+            swap_s={model: ledger.swap_s(model) for model in ledger.spec.models},
+        )
+
+    def instances(self, now: float) -> Sequence[InstanceState]:
+        return [self.instance(ledger, now) for ledger in self._ledgers.values()]
+
+    def _free(self, ledger: InstanceLedger, model: str | None, now: float) -> float:
+        """Requests like those running that the instance could take at once."""
+        if model is None:
+            return 0.0
+        profile = ledger.spec.models[model]
+        lengths = self._estimator.lengths.of_model(model)
+        generated_each = lengths.second_moment / (2 * lengths.mean)
+        running = len(ledger.running) if ledger.swapping_to is None else 0
+        prompt_each = ledger.context_tokens / running if running else 512.0
+        by_memory = profile.kv_capacity_tokens / (prompt_each + generated_each)
+        return max(0.0, min(profile.max_num_seqs, by_memory) - running)
+
+    def leave_s(self, ledger: InstanceLedger, now: float) -> float:
+        """Seconds to evict all that runs: the iteration under way and the moves of KV to the host."""
+        profile = ledger.profile
+        if profile is None or not ledger.running:
+            return 0.0
+        token_s = self._estimator.token_s(ledger)
+        tokens = ledger.context_tokens + ledger.generated_tokens(now, token_s)
+        moves_s = tokens * profile.kv_restore_token_s if keeps_kv(profile) else 0.0
+        return token_s + moves_s
+
+    def batch_use(self, ledger: InstanceLedger, sequences: int) -> float:
+        """Token throughput with ``sequences`` running, as a share of the full batch's."""
+        profile = ledger.profile
+        if profile is None or sequences == 0:
+            return 0.0
+        each = ledger.context_tokens / max(1, len(ledger.running))
+        full = max(1.0, min(profile.max_num_seqs, profile.kv_capacity_tokens / max(1.0, each)))
+        n = min(float(sequences), full)
+        rate = n / decode_step_s(profile, n, n * each)
+        return rate * decode_step_s(profile, full, full * each) / full
+
+
+def round_up(tokens: float) -> int:
+    """Index of the prompt length bucket that holds ``tokens``."""
+    index = 0
+    limit = 16.0
+    while tokens > limit:
+        limit *= _PROMPT_STEP
+        index += 1
+    return index
