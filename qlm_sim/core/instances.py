@@ -5,6 +5,8 @@ engine's answers. ``reported`` is the engine's last periodic report, as old as t
 Between the two, the KV cache in use is estimated from the orders, so it is never stale.
 """
 
+import math
+
 from qlm_sim.core.events import EngineReported
 from qlm_sim.core.host import HostModels
 from qlm_sim.core.lifecycle import Tracked
@@ -19,6 +21,8 @@ class InstanceLedger:
         self.id = spec.id
         self.model: str | None = spec.resident
         """The model that is loaded and serves; None before the first load."""
+        self.leaving_for: str | None = None
+        """The model to swap to once what was evicted for it is off the engine."""
         self.swapping_to: str | None = None
         self.ready_at = 0.0
         """When the swap under way should be over."""
@@ -31,10 +35,15 @@ class InstanceLedger:
         """Of those, the ones whose prefill has not been reported done."""
         self.decoding = 0
         self._decoding_since = 0.0
-        self.loaded_at = 0.0
+        self.loaded_at = -math.inf
         """When the loaded model began to serve."""
         self.host = HostModels(spec.host_bytes, [(m, spec.models[m].weight_bytes) for m in spec.host_models])
         self.reported: EngineReported | None = None
+
+    @property
+    def next_model(self) -> str | None:
+        """The model that will be loaded once the orders under way are carried out."""
+        return self.leaving_for or self.swapping_to or self.model
 
     @property
     def profile(self) -> ModelOnInstance | None:

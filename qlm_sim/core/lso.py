@@ -26,6 +26,10 @@ class LsoAgent:
         """Append the orders that bring the instance in line with its queue."""
         if ledger.swapping_to is not None:
             return
+        if ledger.leaving_for is not None:
+            # Committed: what was evicted must not be pulled again before the swap.
+            self._switch(ledger, ledger.leaving_for, now, actions)
+            return
         policy = self._policy
         while True:
             item = policy.next_for(ledger, now)
@@ -64,10 +68,12 @@ class LsoAgent:
     def _switch(self, ledger: InstanceLedger, model: str, now: float, actions: list[Action]) -> None:
         """Swap now if the instance is empty; otherwise clear it, by eviction or by waiting."""
         if not ledger.running:
+            ledger.leaving_for = None
             ledger.swapping_to = model
             ledger.ready_at = now + ledger.swap_s(model)
             actions.append(SwapModel(ledger.id, model))
         elif self._may_evict and self._policy.evicts_to_swap:
+            ledger.leaving_for = model
             for item in list(ledger.running.values()):
                 self._evict(ledger, item, actions)
 

@@ -62,7 +62,7 @@ class EdfPolicy:
 
     def _served_elsewhere(self, model: str, ledger: InstanceLedger) -> bool:
         return any(
-            other is not ledger and model in (other.model, other.swapping_to)
+            other is not ledger and model in (other.model, other.next_model)
             for other in self._capable[model]
         )
 

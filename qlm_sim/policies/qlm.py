@@ -100,7 +100,7 @@ class QlmPolicy:
         best = None
         least = _NEVER
         for ledger in capable:
-            if ledger.model == model and ledger.swapping_to is None and not self._queues[ledger.id]:
+            if ledger.next_model == ledger.model == model and not self._queues[ledger.id]:
                 load = len(ledger.running) / ledger.spec.models[model].max_num_seqs
                 if load < least and fits(ledger, group.head, self._estimator, now):
                     best, least = ledger, load
@@ -147,8 +147,15 @@ class QlmPolicy:
 
     def _should_switch(self, ledger: InstanceLedger, resident: RequestGroup | None, now: float) -> bool:
         """Whether to leave the loaded model for that of the first group of the queue."""
-        if resident is not None or not ledger.running:
-            # The plan puts other work before the loaded model's, or nothing is left to do here.
+        if resident is None and not ledger.running:
+            return True
+        loaded = ledger.model
+        if loaded is not None and now < ledger.loaded_at + ledger.swap_s(loaded):
+            # Just swapped: serve for at least as long as the swap took.
+            self._switch_at[ledger.id] = ledger.loaded_at + ledger.swap_s(loaded)
+            return False
+        if resident is not None:
+            # The plan puts other work before the loaded model's.
             return True
         queue = self._queues[ledger.id]
         model = queue[0].key.model

@@ -83,13 +83,18 @@ class SnapshotTaker:
         )
 
     def instance(self, ledger: InstanceLedger, now: float) -> InstanceState:
-        target = ledger.swapping_to or ledger.model
+        target = ledger.next_model
         running = len(ledger.running)
+        ready_s = 0.0
+        if ledger.swapping_to is not None:
+            ready_s = max(0.0, ledger.ready_at - now)
+        elif ledger.leaving_for is not None:
+            ready_s = self.leave_s(ledger, now) + ledger.swap_s(ledger.leaving_for)
         return InstanceState(
             id=ledger.id,
             kind=self._kind_of[ledger.id],
             model=target,
-            ready_s=max(0.0, ledger.ready_at - now) if ledger.swapping_to else 0.0,
+            ready_s=ready_s,
             free=self._free(ledger, target, now),
             running=running,
             leave_s=self.leave_s(ledger, now),
@@ -106,7 +111,7 @@ class SnapshotTaker:
         profile = ledger.spec.models[model]
         lengths = self._estimator.lengths.of_model(model)
         generated_each = lengths.second_moment / (2 * lengths.mean)
-        running = len(ledger.running) if ledger.swapping_to is None else 0
+        running = len(ledger.running) if model == ledger.model else 0
         prompt_each = ledger.context_tokens / running if running else 512.0
         by_memory = profile.kv_capacity_tokens / (prompt_each + generated_each)
         return max(0.0, min(profile.max_num_seqs, by_memory) - running)

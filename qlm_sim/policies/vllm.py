@@ -51,7 +51,7 @@ class VllmPolicy:
         chosen = ""
         for ledger, request_s in self._routes[model]:
             queue = self._queues[ledger.id]
-            last = queue[-1].request.model if queue else ledger.swapping_to or ledger.model
+            last = queue[-1].request.model if queue else ledger.next_model
             added_s = request_s if last == model else request_s + ledger.swap_s(model)
             wait_s = len(ledger.running) * request_s + self._queued_s[ledger.id] + added_s
             if wait_s < least_s:

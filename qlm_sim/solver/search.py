@@ -133,20 +133,23 @@ def visit_starts(queue: Sequence[WaitingGroup]) -> list[int]:
 
 
 def insertion_points(queue: Sequence[WaitingGroup], group: WaitingGroup) -> list[int]:
-    """Positions worth trying: in deadline order in each visit to the group's model, at the end of
-    such a visit, before any visit, and at the end of the queue."""
+    """Positions worth trying, the one to keep at equal cost first.
+
+    In deadline order in each visit to the group's model, at the end of such a visit, at the end of the
+    queue, and before each visit.
+    """
     points: dict[int, None] = {}
     starts = visit_starts(queue)
     for index, start in enumerate(starts):
-        points[start] = None
-        end = starts[index + 1] if index + 1 < len(starts) else len(queue)
         if queue[start].model == group.model:
+            end = starts[index + 1] if index + 1 < len(starts) else len(queue)
             at = start
             while at < end and queue[at].first_deadline_s <= group.first_deadline_s:
                 at += 1
             points[at] = None
             points[end] = None
     points[len(queue)] = None
+    points.update(dict.fromkeys(starts))
     return list(points)
 
 
