@@ -61,9 +61,14 @@ class StepCost(Protocol):
            + prefill_pair_s * (query-key pairs computed by prefill)
     """
 
-    seq_s: float
-    kv_token_s: float
-    prefill_pair_s: float
+    @property
+    def seq_s(self) -> float: ...
+
+    @property
+    def kv_token_s(self) -> float: ...
+
+    @property
+    def prefill_pair_s(self) -> float: ...
 
     def base_s(self, tokens: int) -> float:
         """Seconds of an iteration that computes ``tokens`` tokens, attention and sequences apart."""
