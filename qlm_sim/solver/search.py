@@ -5,13 +5,18 @@ depend on the machine. It starts from the plan in force and moves only what lowe
 plans do not flap. Groups of one model stand in deadline order inside each visit to that model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from qlm_sim.core.plan import InstanceState, Plan, PlanProblem, WaitingGroup
 from qlm_sim.solver.cost import queue_cost
 
 BUDGET = 2000
 """Priced queues per plan."""
+
+GOOD_ENOUGH = 0.5
+"""A plan that costs less than half a missed request is not sought to be bettered from scratch."""
+SHORT_QUEUE = 6
+"""Up to this many groups, every position of a queue is tried."""
 
 _GAIN = 1e-9
 
@@ -24,13 +29,21 @@ class Search:
         self._left = budget
         self._budget = budget
         self._instances = {instance.id: instance for instance in problem.instances}
-        self._queues: dict[str, list[WaitingGroup]] = {i.id: [] for i in problem.instances}
-        self._costs: dict[str, float] = {i.id: 0.0 for i in problem.instances}
+        self._queues: dict[str, list[WaitingGroup]] = {}
+        self._costs: dict[str, float] = {}
 
     def solve(self) -> Plan:
-        """The best plan found."""
-        self._start()
+        """The best plan found: from the plan in force, and from scratch in orders that often win."""
+        self._start(self._problem.current)
         self._improve()
+        for order in (_by_deadline, _by_length, _by_model):
+            if self._left <= 0 or sum(self._costs.values()) < GOOD_ENOUGH:
+                break
+            queues, costs = self._queues, self._costs
+            self._start({}, order)
+            self._improve()
+            if sum(self._costs.values()) >= sum(costs.values()) - _GAIN:
+                self._queues, self._costs = queues, costs
         return Plan(
             number=self._problem.number,
             queues={name: tuple(group.id for group in queue) for name, queue in self._queues.items()},
@@ -42,16 +55,22 @@ class Search:
         self._left -= 1
         return queue_cost(self._instances[name], queue)
 
-    def _start(self) -> None:
-        """The plan in force, with new groups put where they cost least, the most urgent first."""
+    def _start(
+        self,
+        current: Mapping[str, Sequence[int]],
+        order: Callable[[WaitingGroup], tuple[float | str, ...]] | None = None,
+    ) -> None:
+        """The groups of ``current`` as they stand there, then the others where they cost least."""
         groups = {group.id: group for group in self._problem.groups}
-        for name, ids in self._problem.current.items():
+        self._queues = {instance.id: [] for instance in self._problem.instances}
+        self._costs = dict.fromkeys(self._queues, 0.0)
+        for name, ids in current.items():
             if name in self._queues:
                 self._queues[name] = [groups.pop(g) for g in ids if g in groups]
         for name, queue in self._queues.items():
             if queue:
                 self._costs[name] = self._price(name, queue)
-        for group in sorted(groups.values(), key=lambda g: (g.first_deadline_s, g.id)):
+        for group in sorted(groups.values(), key=order or _by_deadline):
             self._insert(group)
 
     def _insert(self, group: WaitingGroup) -> None:
@@ -127,6 +146,20 @@ class Search:
         return improved
 
 
+def _by_deadline(group: WaitingGroup) -> tuple[float | str, ...]:
+    return group.first_deadline_s, group.id
+
+
+def _by_length(group: WaitingGroup) -> tuple[float | str, ...]:
+    """Least work per weight first: what to serve when not all can be met."""
+    service = next(iter(group.service.values()))
+    return (service.prefill_s + service.decode_s) / group.weight, group.id
+
+
+def _by_model(group: WaitingGroup) -> tuple[float | str, ...]:
+    return group.model, group.first_deadline_s, group.id
+
+
 def visit_starts(queue: Sequence[WaitingGroup]) -> list[int]:
     """Positions at which the model changes; a visit is what is served between two swaps."""
     return [p for p in range(len(queue)) if p == 0 or queue[p].model != queue[p - 1].model]
@@ -149,7 +182,7 @@ def insertion_points(queue: Sequence[WaitingGroup], group: WaitingGroup) -> list
             points[at] = None
             points[end] = None
     points[len(queue)] = None
-    points.update(dict.fromkeys(starts))
+    points.update(dict.fromkeys(starts if len(queue) > SHORT_QUEUE else range(len(queue))))
     return list(points)
 
 
