@@ -5,7 +5,7 @@ clairvoyant policy read them. ``requests`` yields what a scheduler may see.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,32 @@ class Trace:
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     arrival_s: NDArray[np.float64] | None = None
-    """Seconds since the first arrival; None where the file has no times."""
+    """Seconds since the run's start, ascending; None where the file has no times."""
     model: Sequence[str] | None = None
+    """Names; "" where a row names none. ``slo_class`` likewise."""
     slo_class: Sequence[str] | None = None
     max_tokens: NDArray[np.int64] | None = None
+    foreign_models: bool = False
+    """The model names are another service's: one that the scenario lacks is no mistake."""
 
     def __len__(self) -> int:
         return len(self.prompt_tokens)
+
+    def take(self, rows: NDArray[np.int64]) -> "Trace":
+        """The trace of these rows, in this order."""
+
+        places = rows.tolist()
+
+        return replace(
+            self,
+            ids=[self.ids[row] for row in places],
+            prompt_tokens=self.prompt_tokens[rows],
+            output_tokens=self.output_tokens[rows],
+            arrival_s=None if self.arrival_s is None else self.arrival_s[rows],
+            model=None if self.model is None else [self.model[row] for row in places],
+            slo_class=None if self.slo_class is None else [self.slo_class[row] for row in places],
+            max_tokens=None if self.max_tokens is None else self.max_tokens[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -85,3 +104,19 @@ def scheduling_slo_s(slo: SloClass) -> float:
     if slo.e2e_s is not None:
         return slo.e2e_s
     return float("inf")
+
+
+def unique_ids(ids: list[str]) -> list[str]:
+    """The ids, where one that was seen before gets "#2", "#3", ... behind it."""
+    if len(set(ids)) == len(ids):
+        return ids
+    seen = dict.fromkeys(ids, 0)
+    unique = []
+    for request_id in ids:
+        seen[request_id] += 1
+        name = request_id
+        while seen[request_id] > 1 and (name := f"{request_id}#{seen[request_id]}") in seen:
+            seen[request_id] += 1
+        seen.setdefault(name, 1)
+        unique.append(name)
+    return unique
