@@ -12,7 +12,6 @@ from io import TextIOWrapper
 from itertools import islice
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -60,6 +59,8 @@ class Table:
 
     def datetimes(self, column: str) -> NDArray[np.float64]:
         """ISO 8601 dates with times, as seconds since the earliest; UTC where no zone is said."""
+        import pandas as pd  # slow to import, and needed here alone
+
         cells = self._cells(column)
         when = pd.to_datetime(pd.Series(cells, dtype=object), format="ISO8601", utc=True, errors="coerce")
         bad = when.isna().to_numpy()
