@@ -1,0 +1,89 @@
+"""requests.parquet: one row per request and policy, written in row groups so that memory stays small.
+
+The same runs give the same bytes: the file carries no time and no machine.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qlm_sim.metrics.columns import RequestColumns, State
+from qlm_sim.metrics.run import PolicyRun
+
+_ROW_GROUP = 65536
+_STATUS = {
+    State.WAITING: "unfinished",
+    State.SENT: "unfinished",
+    State.RUNNING: "unfinished",
+    State.FINISHED: "finished",
+    State.REJECTED: "rejected",
+    State.FAILED: "failed",
+}
+
+
+def write_requests(path: Path, runs: Iterable[PolicyRun]) -> None:
+    """Write the rows of every run, in order of arrival. What has no value is null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    word = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema(
+        [
+            ("policy", word),
+            ("id", pa.string()),
+            ("model", word),
+            ("slo_class", word),
+            ("arrival_s", pa.float64()),
+            ("prompt_tokens", pa.int32()),
+            ("output_tokens", pa.int32()),
+            ("first_token_s", pa.float64()),
+            ("finished_s", pa.float64()),
+            ("instance", word),
+            ("attempts", pa.int32()),
+            ("evictions", pa.int32()),
+            ("status", word),
+            ("ttft_s", pa.float64()),
+            ("tpot_s", pa.float64()),
+            ("e2e_s", pa.float64()),
+            ("slo_met", pa.bool_()),
+        ]
+    )
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for run in runs:
+            met = run.requests.slo_met(run.slo_classes)
+            for start in range(0, len(run.requests), _ROW_GROUP):
+                rows = slice(start, start + _ROW_GROUP)
+                columns = _columns(run.name, run.requests, rows) | {"slo_met": met[rows]}
+                arrays = [
+                    # A code below 0 and a NaN (from_pandas) become null.
+                    pa.DictionaryArray.from_arrays(pa.array(value[0], mask=value[0] < 0), value[1])
+                    if isinstance(value, tuple)
+                    else pa.array(value, schema.field(name).type, from_pandas=True)
+                    for name, value in ((name, columns[name]) for name in schema.names)
+                ]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _columns(policy: str, requests: RequestColumns, rows: slice) -> dict[str, Any]:
+    """Plain arrays, and (codes, words) for the columns of few different words."""
+    arrival_s = requests.arrival_s[rows]
+    return {
+        "policy": (np.zeros(len(arrival_s), dtype=np.int32), [policy]),
+        "id": requests.ids[rows],
+        "model": (requests.model_index[rows], list(requests.models)),
+        "slo_class": (requests.class_index[rows], list(requests.class_names)),
+        "arrival_s": arrival_s,
+        "prompt_tokens": requests.prompt_tokens[rows],
+        "output_tokens": requests.output_tokens[rows],
+        "first_token_s": requests.first_token_s[rows],
+        "finished_s": requests.finished_s[rows],
+        "instance": (requests.instance_index[rows], list(requests.instances)),
+        "attempts": requests.attempts[rows],
+        "evictions": requests.evictions[rows],
+        "status": (requests.state[rows].astype(np.int32), [_STATUS[state] for state in State]),
+        "ttft_s": requests.ttft_s[rows],
+        "tpot_s": requests.tpot_s[rows],
+        "e2e_s": requests.e2e_s[rows],
+    }

@@ -1,0 +1,290 @@
+"""The event log's reader: what a run's metrics are made of, gathered while it runs.
+
+Sees each settle's events and actions and nothing else. It is on the hot path of every simulated
+request, so settles are gathered and read in batches, and a request's state is a row of columns from
+its arrival on: no object per request is kept, nothing is moved when it ends.
+"""
+
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from qlm_sim.core.actions import Action, Pull, Reject
+from qlm_sim.core.events import (
+    EngineReported,
+    Event,
+    FirstToken,
+    InstanceDown,
+    InstanceUp,
+    ModelSwapped,
+    Progress,
+    RequestArrived,
+    RequestCancelled,
+    RequestEvicted,
+    RequestFailed,
+    RequestFinished,
+)
+from qlm_sim.core.types import InstanceSpec, Request
+from qlm_sim.metrics.columns import RequestColumns, State
+from qlm_sim.metrics.series import EngineSampler, EngineSeries, InstanceTimeline, LoadSampler, LoadSeries
+
+_BATCH_SETTLES = 256
+_BLOCK_ROWS = 8192
+_WAITING, _SENT, _RUNNING, _FINISHED, _REJECTED, _FAILED = (int(state) for state in State)
+
+
+class _Codes(dict[str, int]):
+    """Small numbers for names, given in order of first sight."""
+
+    def __missing__(self, name: str) -> int:
+        code = self[name] = len(self)
+        return code
+
+
+class _Timeline:
+    """One instance's InstanceTimeline in the making."""
+
+    def __init__(self) -> None:
+        self.loaded_s = array("d")
+        self.models: list[str] = []
+        self.swap_s = array("d")
+        self.evicted_s = array("d")
+
+    def loaded(self, now: float, model: str, swap_s: float) -> None:
+        self.loaded_s.append(now)
+        self.models.append(model)
+        self.swap_s.append(swap_s)
+
+
+class RunRecorder:
+    """The Recorder of runs that are to be measured. Reading it in mid-run is allowed.
+
+    ``instances`` are those up at the start. Events of an attempt that is over are dropped, as the
+    core drops them.
+    """
+
+    def __init__(self, instances: Sequence[InstanceSpec] = ()) -> None:
+        self._pending: list[tuple[float, Sequence[Event], Sequence[Action]]] = []
+        self._row_of: dict[str, int] = {}
+        """The rows of requests still in the system."""
+        self._models, self._classes, self._instances = _Codes(), _Codes(), _Codes()
+        # Filled in at arrival.
+        self._ids: list[str] = []
+        self._arrival_s = array("d")
+        self._prompt_tokens = array("i")
+        self._model = array("i")
+        self._class: list[int] = []
+        # Grown by blocks of rows, written when things happen. Lists of small numbers are faster to
+        # read and write than arrays, and hold no objects of their own.
+        self._capacity = 0
+        self._first_token_s, self._finished_s = array("d"), array("d")
+        self._output_tokens, self._evictions = array("i"), array("i")
+        self._attempts: list[int] = []
+        self._instance: list[int] = []
+        self._state: list[int] = []
+
+        self._counts = [0]
+        """Requests running, then those waiting of each class."""
+        self._load = LoadSampler()
+        self._engines: defaultdict[str, EngineSampler] = defaultdict(EngineSampler)
+        self._timelines: defaultdict[str, _Timeline] = defaultdict(_Timeline)
+        self._swaps = 0
+        for spec in instances:
+            self._instance_up(0.0, spec)
+
+    def record(self, now: float, events: Sequence[Event], actions: Sequence[Action]) -> None:
+        """Take one settle. Neither sequence may be changed afterwards."""
+        self._pending.append((now, events, actions))
+        if len(self._pending) >= _BATCH_SETTLES:
+            self._read()
+
+    def requests(self) -> RequestColumns:
+        """Every request that arrived until now."""
+        self._read()
+        rows = len(self._ids)
+        ints = {
+            name: np.array(column[:rows], dtype=np.int32)
+            for name, column in {
+                "model_index": self._model,
+                "class_index": self._class,
+                "prompt_tokens": self._prompt_tokens,
+                "output_tokens": self._output_tokens,
+                "instance_index": self._instance,
+                "attempts": self._attempts,
+                "evictions": self._evictions,
+            }.items()
+        }
+        return RequestColumns(
+            ids=self._ids[:],
+            models=tuple(self._models),
+            class_names=tuple(self._classes),
+            instances=tuple(self._instances),
+            arrival_s=np.array(self._arrival_s),
+            first_token_s=np.array(self._first_token_s[:rows]),
+            finished_s=np.array(self._finished_s[:rows]),
+            state=np.array(self._state[:rows], dtype=np.int8),
+            **ints,
+        )
+
+    def load(self) -> LoadSeries:
+        """Requests waiting and running over time."""
+        self._read()
+        return self._load.series(tuple(self._classes))
+
+    def engines(self) -> dict[str, EngineSeries]:
+        """The reports of each instance, by its id in order."""
+        self._read()
+        return {name: self._engines[name].series() for name in sorted(self._engines)}
+
+    def timelines(self) -> dict[str, InstanceTimeline]:
+        """Models, swaps and evictions of each instance, by its id in order."""
+        self._read()
+        return {
+            name: InstanceTimeline(
+                loaded_s=np.array(timeline.loaded_s),
+                models=tuple(timeline.models),
+                swap_s=np.array(timeline.swap_s),
+                evicted_s=np.array(timeline.evicted_s),
+            )
+            for name, timeline in sorted(self._timelines.items())
+        }
+
+    def swaps(self) -> int:
+        """Models loaded since the start, on all instances."""
+        self._read()
+        return self._swaps
+
+    def preemptions(self) -> int:
+        """Requests preempted inside the engines, as those last reported."""
+        self._read()
+        return sum(engine.preemptions for engine in self._engines.values())
+
+    def _grow(self) -> None:
+        self._capacity += _BLOCK_ROWS
+        for times in (self._first_token_s, self._finished_s):
+            times.extend(array("d", [float("nan")]) * _BLOCK_ROWS)
+        for numbers in (self._output_tokens, self._evictions):
+            numbers.extend(array("i", [0]) * _BLOCK_ROWS)
+        for codes, nothing in ((self._attempts, 0), (self._instance, -1), (self._state, _WAITING)):
+            codes.extend([nothing] * _BLOCK_ROWS)
+
+    def _read(self) -> None:
+        """Read the gathered settles. The commonest events come first; locals are for speed."""
+        pending, self._pending = self._pending, []
+        row_of, counts, load = self._row_of, self._counts, self._load
+        row_of_get = row_of.get
+        state, attempts, class_of = self._state, self._attempts, self._class
+        first_token_s, finished_s = self._first_token_s, self._finished_s
+        output_tokens, instance = self._output_tokens, self._instance
+        classes, instances = self._classes, self._instances
+        arrived: list[Request] = []
+        for now, events, actions in pending:
+            if now >= load.next_s:
+                load.sample(now, counts)
+            for event in events:
+                if type(event) is RequestFinished:
+                    row = row_of_get(event.request_id, -1)
+                    if row < 0 or attempts[row] != event.attempt or state[row] == _WAITING:
+                        continue
+                    del row_of[event.request_id]
+                    if state[row] == _RUNNING:
+                        counts[0] -= 1
+                    else:  # its FirstToken belongs to this same instant and is sorted behind
+                        counts[class_of[row] + 1] -= 1
+                        if first_token_s[row] != first_token_s[row]:
+                            first_token_s[row] = now
+                    state[row] = _FINISHED
+                    finished_s[row] = now
+                    output_tokens[row] = event.output_tokens
+                elif type(event) is FirstToken:
+                    row = row_of_get(event.request_id, -1)
+                    if row < 0 or attempts[row] != event.attempt:
+                        continue
+                    if first_token_s[row] != first_token_s[row]:
+                        first_token_s[row] = now
+                    if state[row] == _SENT:
+                        state[row] = _RUNNING
+                        counts[0] += 1
+                        counts[class_of[row] + 1] -= 1
+                elif type(event) is RequestArrived:
+                    request = event.request
+                    row = len(class_of)
+                    if row == self._capacity:
+                        self._grow()
+                    row_of[request.id] = row
+                    slo_class = classes[request.slo_class]
+                    class_of.append(slo_class)
+                    if slo_class + 1 == len(counts):
+                        counts.append(0)
+                    counts[slo_class + 1] += 1
+                    arrived.append(request)
+                elif type(event) is Progress:
+                    row = row_of_get(event.request_id, -1)
+                    if row >= 0 and attempts[row] == event.attempt:
+                        output_tokens[row] = event.output_tokens
+                else:
+                    self._rare(now, event)
+            for action in actions:
+                if type(action) is Pull:
+                    row = row_of[action.request_id]
+                    attempts[row] = action.attempt
+                    instance[row] = instances[action.instance]
+                    state[row] = _SENT
+                elif type(action) is Reject:
+                    self._end(action.request_id, _REJECTED)
+        self._append(arrived)
+
+    def _append(self, requests: list[Request]) -> None:
+        self._ids.extend([request.id for request in requests])
+        self._arrival_s.extend([request.arrived_at for request in requests])
+        self._prompt_tokens.extend([request.prompt_tokens for request in requests])
+        self._model.extend([self._models[request.model] for request in requests])
+
+    def _rare(self, now: float, event: Event) -> None:
+        if isinstance(event, EngineReported):
+            self._engines[event.instance].report(now, event.busy_s, event.kv_utilization, event.preemptions)
+        elif isinstance(event, RequestEvicted):
+            row = self._row_of.get(event.request_id, -1)
+            if row >= 0 and self._attempts[row] == event.attempt and self._state[row] != _WAITING:
+                self._give_back(row)
+                self._output_tokens[row] = event.output_tokens
+                self._evictions[row] += 1
+                self._timelines[event.instance].evicted_s.append(now)
+        elif isinstance(event, ModelSwapped):
+            self._swaps += 1
+            self._timelines[event.instance].loaded(now, event.model, event.swap_s)
+        elif isinstance(event, RequestFailed):
+            row = self._row_of.get(event.request_id, -1)
+            if row >= 0 and self._attempts[row] == event.attempt:
+                self._end(event.request_id, _FAILED)
+        elif isinstance(event, RequestCancelled):
+            self._end(event.request_id, _FAILED)
+        elif isinstance(event, InstanceUp):
+            self._instance_up(now, event.spec)
+        elif isinstance(event, InstanceDown):
+            gone = self._instances[event.instance]
+            for row in self._row_of.values():
+                if self._instance[row] == gone and self._state[row] != _WAITING:
+                    self._give_back(row)
+            self._timelines[event.instance].loaded(now, "", 0.0)
+
+    def _instance_up(self, now: float, spec: InstanceSpec) -> None:
+        self._engines[spec.id].restart()
+        self._timelines[spec.id].loaded(now, spec.resident or "", 0.0)
+
+    def _give_back(self, row: int) -> None:
+        """The request waits again."""
+        if self._state[row] == _RUNNING:
+            self._counts[0] -= 1
+            self._counts[self._class[row] + 1] += 1
+        self._state[row] = _WAITING
+
+    def _end(self, request_id: str, state: int) -> None:
+        """The request leaves the system without finishing."""
+        row = self._row_of.pop(request_id, -1)
+        if row >= 0:
+            self._give_back(row)
+            self._counts[self._class[row] + 1] -= 1
+            self._state[row] = state

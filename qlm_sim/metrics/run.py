@@ -1,0 +1,38 @@
+"""One policy's run, concluded: all that tables, figures and files are made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qlm_sim.core.types import SloClass
+from qlm_sim.metrics.columns import RequestColumns
+from qlm_sim.metrics.recorder import RunRecorder
+from qlm_sim.metrics.series import EngineSeries, InstanceTimeline, LoadSeries
+from qlm_sim.metrics.summary import Summary, summarise
+
+
+@dataclass(frozen=True)
+class PolicyRun:
+    """What a policy made of a workload. ``end_s``: when the run stopped, seconds since its start."""
+
+    name: str
+    slo_classes: tuple[SloClass, ...]
+    end_s: float
+    summary: Summary
+    requests: RequestColumns
+    load: LoadSeries
+    engines: Mapping[str, EngineSeries]
+    timelines: Mapping[str, InstanceTimeline]
+
+
+def conclude(name: str, recorder: RunRecorder, slo_classes: Sequence[SloClass], end_s: float) -> PolicyRun:
+    """Take from the recorder what will be reported, so that the recorder itself can go."""
+    return PolicyRun(
+        name=name,
+        slo_classes=tuple(slo_classes),
+        end_s=end_s,
+        summary=summarise(recorder, slo_classes, end_s),
+        requests=recorder.requests(),
+        load=recorder.load(),
+        engines=recorder.engines(),
+        timelines=recorder.timelines(),
+    )
