@@ -7,7 +7,7 @@ from qlm_sim.core.manager import QueueManager
 from qlm_sim.core.policy import Policy
 from qlm_sim.core.types import InstanceSpec, Lso
 from qlm_sim.estimator.service import ServiceEstimator
-from qlm_sim.policies.edf import EdfPolicy
+from qlm_sim.policies import central
 from qlm_sim.policies.qlm import QlmPolicy
 from qlm_sim.policies.shepherd import ShepherdPolicy
 from qlm_sim.policies.vllm import VllmPolicy
@@ -42,7 +42,7 @@ POLICIES: dict[str, PolicyEntry] = {
     ),
     "edf": PolicyEntry(
         "earliest deadline first over the whole cluster",
-        lambda estimator, settings: EdfPolicy(),
+        lambda estimator, settings: central.CentralPolicy("edf", central.edf),
     ),
     "shepherd": PolicyEntry(
         "SHEPHERD: periodic plan of models onto instances, largest feasible batch first",

@@ -1,0 +1,120 @@
+"""Policies with one queue for the whole cluster: each instance takes the request that ranks first.
+
+A rank is a pure function of a group's head, the instance and the time; the lowest goes first. If the
+first request is for another model than the loaded one, the instance runs empty and swaps, unless
+another instance has that model loaded or on its way: then it is left to that one, and helped only by
+an instance that has nothing else to do.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from qlm_sim.core.actions import Replan
+from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lifecycle import Tracked
+from qlm_sim.core.plan import Plan
+
+Rank = tuple[float, ...]
+RankFunction = Callable[[Tracked, InstanceLedger, float], Rank | None]
+"""(head of a group, instance, now) to its rank there; None: not to be served there now."""
+
+STARVATION_S = 60.0
+"""How long ``collate`` lets another model's request wait before it goes first."""
+SATURATED_KV = 0.8
+"""Share of KV blocks in use at which ``flow_control`` holds requests back: llm-d's default."""
+
+_UNLIMITED = 2**62
+
+
+def edf(head: Tracked, ledger: InstanceLedger, now: float) -> Rank:
+    """Earliest deadline first, whatever model it takes."""
+    return (head.deadline,)
+
+
+def edf_batched(head: Tracked, ledger: InstanceLedger, now: float) -> Rank:
+    """Earliest deadline first within the loaded model; another only when none of it waits."""
+    return head.request.model != ledger.model, head.deadline
+
+
+def collate(head: Tracked, ledger: InstanceLedger, now: float) -> Rank:
+    """All of the loaded model before the next one, oldest first; who waits too long goes first."""
+    arrived_at = head.request.arrived_at
+    if head.request.model == ledger.model:
+        return 1.0, arrived_at
+    return (0.0 if now - arrived_at > STARVATION_S else 2.0), arrived_at
+
+
+def flow_control(head: Tracked, ledger: InstanceLedger, now: float) -> Rank | None:
+    """Strict bands by SLO, tightest first, oldest first inside; nothing for a saturated engine."""
+    report = ledger.reported
+    if report is not None and ledger.running and report.kv_utilization >= SATURATED_KV:
+        return None
+    return head.request.slo_s, head.request.arrived_at
+
+
+def static(head: Tracked, ledger: InstanceLedger, now: float) -> Rank | None:
+    """Oldest first, of the loaded model alone: no swaps, so other models need an instance of theirs."""
+    return (head.request.arrived_at,) if head.request.model == ledger.model else None
+
+
+class CentralPolicy:
+    """One queue for all instances, ordered by a rank."""
+
+    holds_back = True
+    evicts_to_swap = False
+    wake_at = float("inf")
+
+    def __init__(self, name: str, rank: RankFunction) -> None:
+        self.name = name
+        self._rank = rank
+
+    def start(self, ledgers: dict[str, InstanceLedger]) -> None:
+        self._table = GroupTable()
+        self._capable: dict[str, list[InstanceLedger]] = {}
+        for ledger in ledgers.values():
+            for model in ledger.spec.models:
+                self._capable.setdefault(model, []).append(ledger)
+
+    def add(self, item: Tracked, now: float) -> Iterable[str]:
+        request = item.request
+        key = GroupKey(request.model, request.slo_class, band=0, served=item.served)
+        self._table.join(item, key, _UNLIMITED)
+        capable = self._capable[request.model]
+        # Instances that have the model loaded are asked first.
+        return [i.id for i in sorted(capable, key=lambda ledger: ledger.model != request.model)]
+
+    def discard(self, item: Tracked) -> None:
+        self._table.leave(item)
+
+    def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        ours: tuple[Rank, int, RequestGroup] | None = None
+        others: tuple[Rank, int, RequestGroup] | None = None
+        for group in self._table.groups.values():
+            model = group.key.model
+            if model not in ledger.spec.models:
+                continue
+            rank = self._rank(group.head, ledger, now)
+            if rank is None:
+                continue
+            if model == ledger.model or not self._served_elsewhere(model, ledger):
+                if ours is None or (rank, group.id) < ours[:2]:
+                    ours = (rank, group.id, group)
+            elif others is None or (rank, group.id) < others[:2]:
+                others = (rank, group.id, group)
+        if ours is None and not ledger.running:
+            ours = others
+        return ours[2].head if ours is not None else None
+
+    def _served_elsewhere(self, model: str, ledger: InstanceLedger) -> bool:
+        return any(
+            other is not ledger and model in (other.model, other.next_model) for other in self._capable[model]
+        )
+
+    def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
+        return ()
+
+    def replan(self, now: float) -> Replan | None:
+        return None
+
+    def adopt(self, plan: Plan, now: float) -> Iterable[str]:
+        return ()
