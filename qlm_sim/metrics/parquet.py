@@ -13,14 +13,8 @@ from qlm_sim.metrics.columns import RequestColumns, State
 from qlm_sim.metrics.run import PolicyRun
 
 _ROW_GROUP = 65536
-_STATUS = {
-    State.WAITING: "unfinished",
-    State.SENT: "unfinished",
-    State.RUNNING: "unfinished",
-    State.FINISHED: "finished",
-    State.REJECTED: "rejected",
-    State.FAILED: "failed",
-}
+_STATUS = ["unfinished", "finished", "rejected", "failed"]
+"""In the order of State from FINISHED on; all states before that are unfinished."""
 
 
 def write_requests(path: Path, runs: Iterable[PolicyRun]) -> None:
@@ -82,7 +76,7 @@ def _columns(policy: str, requests: RequestColumns, rows: slice) -> dict[str, An
         "instance": (requests.instance_index[rows], list(requests.instances)),
         "attempts": requests.attempts[rows],
         "evictions": requests.evictions[rows],
-        "status": (requests.state[rows].astype(np.int32), [_STATUS[state] for state in State]),
+        "status": (np.maximum(requests.state[rows].astype(np.int32) - State.FINISHED + 1, 0), _STATUS),
         "ttft_s": requests.ttft_s[rows],
         "tpot_s": requests.tpot_s[rows],
         "e2e_s": requests.e2e_s[rows],

@@ -1,0 +1,157 @@
+"""What policies are compared by: the columns that the terminal table and the HTML report share.
+
+Knows summaries; nothing of how they are shown.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qlm_sim.core.types import SloClass
+from qlm_sim.metrics.run import PolicyRun
+
+NOTHING = "–"
+
+
+def percent(share: float | None) -> str:
+    """One decimal, or as many as it takes not to call nearly all all, or next to none none."""
+    if share is None:
+        return NOTHING
+    for decimals in range(1, 6):
+        text = f"{share * 100:.{decimals}f}"
+        if float(text) not in (0.0, 100.0) or share in (0.0, 1.0):
+            break
+    return f"{text}%"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, thousands marked."""
+    if value is None:
+        return NOTHING
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration with its unit: 85 ms, 1.24 s, 42.0 s, 12.5 min, 3.10 h."""
+    if value is None:
+        return NOTHING
+    if value < 0.9995:
+        return f"{value * 1000:.0f} ms"
+    if value < 120:
+        return f"{number(value)} s"
+    return f"{number(value / 60)} min" if value < 7200 else f"{number(value / 3600)} h"
+
+
+def targets(slo: SloClass) -> str:
+    """What a class promises: "TTFT ≤ 20 s, E2E ≤ 1 h"."""
+
+    def plain(value: float) -> str:
+        for unit, unit_s in (("h", 3600), ("min", 60)):
+            if value >= 120 and value % unit_s == 0:
+                return f"{value / unit_s:g} {unit}"
+        return f"{value:g} s"
+
+    promised = (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("E2E", slo.e2e_s))
+    return ", ".join(f"{what} ≤ {plain(value)}" for what, value in promised if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One figure of a summary. ``better`` is max or min, or None where neither end is the goal."""
+
+    title: str
+    keys: tuple[str, ...]
+    show: Callable[[Any], str]
+    better: Callable[[Sequence[float]], float] | None = None
+
+    def value(self, summary: Mapping[str, Any]) -> Any:
+        found: Any = summary
+        for key in self.keys:
+            found = found[key]
+        return found
+
+    def rows(self, runs: Sequence[PolicyRun]) -> list[tuple[str, bool]]:
+        """The text for each run, and whether it is the best; where all look alike, none is."""
+        values = [self.value(run.summary) for run in runs]
+        texts = [self.show(value) for value in values]
+        known = [value for value in values if value is not None]
+        if self.better is None or not known or len(set(texts)) == 1:
+            return [(text, False) for text in texts]
+        best = self.show(self.better(known))
+        return [(text, text == best) for text in texts]
+
+
+def attainment_columns(class_names: Sequence[str]) -> list[Column]:
+    """SLO attainment, overall and of each class."""
+    overall = Column("SLO met", ("slo_attainment", "overall"), percent, max)
+    return [overall] + [
+        Column(name, ("slo_attainment", "by_class", name), percent, max) for name in class_names
+    ]
+
+
+def service_columns() -> list[Column]:
+    """Rates, latencies and what the cluster did for them."""
+    return [
+        Column("req/s", ("throughput_rps",), number, max),
+        Column("goodput/s", ("goodput_rps",), number, max),
+        Column("TTFT p50", ("ttft_s", "p50"), seconds, min),
+        Column("TTFT p99", ("ttft_s", "p99"), seconds, min),
+        Column("GPU", ("gpu_utilization",), percent),
+        Column("swaps", ("swaps",), "{:,}".format),
+        Column("evictions", ("evictions",), "{:,}".format),
+    ]
+
+
+def headline(runs: Sequence[PolicyRun]) -> str:
+    """One honest sentence: which policy met the SLO most often, and where ``qlm`` stands."""
+    ranked = sorted(
+        ((run.summary["slo_attainment"]["overall"], run.name) for run in runs if len(run.requests)),
+        key=lambda entry: -entry[0],
+    )
+    if not ranked:
+        return "No request arrived, so nothing was measured."
+    best, winner = ranked[0]
+    count = next(len(run.requests) for run in runs if run.name == winner)
+    level = [name for share, name in ranked if best - share < 0.0005]
+    behind = ranked[len(level) :]
+    if len(level) > 1:
+        sentence = f"{_listed(level)} are level: each met the SLO for {percent(best)} of {count:,} requests"
+    else:
+        sentence = f"{winner} met the SLO for {percent(best)} of {count:,} requests"
+    if behind:
+        share, name = behind[0]
+        sentence += f", {_points(best - share)} more than {name} ({percent(share)}), the next best"
+    sentence += "."
+    if "qlm" in (name for _, name in behind):
+        place = [name for _, name in ranked].index("qlm") + 1
+        share = ranked[place - 1][0]
+        sentence += f" qlm is not the best here: {percent(share)}, {_points(best - share)} behind {winner}."
+    return sentence
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def _points(difference: float) -> str:
+    return f"{difference * 100:.1f} points"
+
+
+def warnings(runs: Sequence[PolicyRun]) -> list[str]:
+    """What a reader must know before trusting the figures: saturation, and requests left out."""
+    found = [f"{run.name}: {run.summary['saturation']}" for run in runs if run.summary["saturated"]]
+    for run in runs:
+        unfinished, rejected = run.summary["unfinished"], run.summary["rejected"]
+        if unfinished:
+            found.append(
+                f"{run.name}: {unfinished:,} of {len(run.requests):,} requests were unfinished when the run "
+                f"stopped at {seconds(run.end_s)}; they count as missed, and when they would end is unknown."
+            )
+        if rejected:
+            found.append(
+                f"{run.name}: {rejected:,} of {len(run.requests):,} requests were rejected or failed; "
+                "they count as missed, and the latencies are those of the others."
+            )
+    return found

@@ -1,0 +1,84 @@
+"""The terminal table: readable at 80 columns, plain where no terminal reads it, honest in its sentence."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from qlm_sim.metrics.run import PolicyRun
+from qlm_sim.report.comparison import Column, headline, percent, seconds, warnings
+from qlm_sim.report.table import print_comparison
+
+
+def printed(runs, width: int, terminal: bool = False) -> str:
+    out = StringIO()
+    print_comparison(runs, Console(file=out, width=width, force_terminal=terminal))
+    return out.getvalue()
+
+
+def with_attainment(run: PolicyRun, name: str, share: float) -> PolicyRun:
+    summary = run.summary | {"slo_attainment": {"overall": share, "by_class": {}}}
+    return PolicyRun(**vars(run) | {"name": name, "summary": summary})
+
+
+def test_80_columns_show_every_title_and_figure_whole(runs):
+    text = printed(runs, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    for word in ("SLO met", "interactive", "goodput/s", "TTFT p99", "evictions", "shepherd"):
+        assert word in text
+    for run in runs:
+        assert percent(run.summary["slo_attainment"]["overall"]) in text
+
+
+def test_wide_terminals_get_one_table(runs):
+    assert sum("policy" in line for line in printed(runs, 160).splitlines()) == 1
+
+
+def test_no_escape_codes_where_there_is_no_terminal(runs):
+    assert "\x1b" not in printed(runs, 80)
+    assert "\x1b[1m" in printed(runs, 80, terminal=True)  # the best are bold
+
+
+def test_best_is_bold_and_ties_are_bold_together(runs):
+    column = Column("SLO met", ("slo_attainment", "overall"), percent, max)
+    trio = [with_attainment(runs[0], name, share) for name, share in (("a", 0.5), ("b", 0.9), ("c", 0.9))]
+    assert column.rows(trio) == [("50.0%", False), ("90.0%", True), ("90.0%", True)]
+    assert column.rows(trio[1:]) == [("90.0%", False), ("90.0%", False)]  # nothing to tell apart
+
+
+def test_headline_names_the_winner_and_its_lead(runs):
+    sentence = headline([with_attainment(runs[0], "edf", 0.812), with_attainment(runs[0], "qlm", 0.938)])
+    assert sentence.startswith("qlm met the SLO for 93.8% of")
+    assert "12.6 points more than edf (81.2%)" in sentence
+    assert "not the best" not in sentence
+
+
+def test_headline_says_so_when_qlm_is_not_best(runs):
+    sentence = headline([with_attainment(runs[0], "edf", 0.95), with_attainment(runs[0], "qlm", 0.938)])
+    assert "qlm is not the best here: 93.8%, 1.2 points behind edf." in sentence
+
+
+def test_headline_calls_a_tie_a_tie(runs):
+    sentence = headline([with_attainment(runs[0], "edf", 0.9), with_attainment(runs[0], "qlm", 0.9)])
+    assert sentence.startswith("edf and qlm are level")
+
+
+def test_unfinished_requests_are_warned_of(runs):
+    cut = PolicyRun(**vars(runs[0]) | {"summary": runs[0].summary | {"unfinished": 7, "saturated": False}})
+    assert any("7 of" in warning and "unfinished" in warning for warning in warnings([cut]))
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.5, "50.0%"), (1.0, "100.0%"), (0.9996, "99.96%"), (0.0, "0.0%"), (0.0001, "0.01%"), (None, "–")],
+)
+def test_nearly_all_is_not_called_all(share, text):
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0854, "85 ms"), (1.239, "1.24 s"), (42.0, "42.0 s"), (750.0, "12.5 min"), (11160.0, "3.10 h")],
+)
+def test_durations_have_units(value, text):
+    assert seconds(value) == text
