@@ -195,6 +195,8 @@ class QueueManager:
         for item in ledger.running.values():
             item.state = State.WAITING
             item.first_token_at = None
+            if item.cancelled:
+                del self.requests[item.request.id]
         for item in self.requests.values():
             if item.kv_home == event.instance:
                 item.kv_home = None

@@ -119,6 +119,14 @@ def test_requests_of_a_lost_instance_run_elsewhere(make_instance, make_request):
     assert not core.requests
 
 
+def test_a_cancelled_request_is_not_resumed_when_its_instance_is_lost(make_instance, make_request):
+    core = core_of([make_instance("i0"), make_instance("i1")])
+    actions = core.handle(0.0, [RequestArrived(make_request("r1"))])
+    core.handle(1.0, [RequestCancelled("r1")])
+    assert core.handle(2.0, [InstanceDown(orders(actions, Pull)[0].instance)]) == []
+    assert not core.requests
+
+
 def test_a_cancelled_request_leaves_wherever_it_is(make_instance, make_request):
     core = core_of([make_instance(max_num_seqs=1)])
     core.handle(0.0, [RequestArrived(make_request("r1")), RequestArrived(make_request("r2"))])
