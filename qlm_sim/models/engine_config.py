@@ -16,5 +16,8 @@ class EngineConfig:
     """Longest prompt + output in tokens; None takes the model's own."""
     scheduling_policy: str = "fcfs"
     """Order of requests that wait inside the engine: "fcfs" or "priority"."""
+    scheduler_reserve_full_isl: bool = False
+    """Admit a request only where its whole prompt fits the free KV blocks, not just its first chunk.
+    vLLM 0.19 and later do so by default."""
     num_gpu_blocks: int | None = None
     """KV cache blocks, where an engine's log told them; None computes them from memory."""

@@ -29,26 +29,49 @@ class Coefficient:
     source: str
 
 
+TOKEN_GRID = (1, 4, 16, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+"""Tokens of an iteration at which ``KernelFit.products_efficiency`` is given."""
+
+
 @dataclass(frozen=True, slots=True)
 class KernelFit:
-    """Efficiencies of one model's kernels on one GPU at one tensor-parallel degree."""
+    """How well the kernels of one model use one GPU, at one tensor-parallel degree.
+
+    Efficiencies are shares of the GPU's peak, so they carry over to models of similar size.
+    """
 
     model: str
     tp: int
     weight_bytes_per_gpu: float
     """Weights that one GPU holds: the size by which a model that was not fitted finds its nearest."""
-    weights_efficiency: float
-    """Share of the memory bandwidth reached when reading weights (eb)."""
-    flops_efficiency: float
-    """Share of the peak FLOPS reached by matrix products (ef)."""
+    products_efficiency: tuple[float, ...]
+    """Share of the roofline, max(bytes/bandwidth, FLOPs/peak), that the layers' matrix products reach
+    together, at each of ``TOKEN_GRID``."""
+    head_efficiency: float
+    """Share of the memory bandwidth reached when reading the language-model head."""
     kv_efficiency: float
-    """Share of the memory bandwidth reached when reading the KV cache (ek)."""
+    """Share of the memory bandwidth reached when decoding reads the KV cache."""
+    attention_efficiency: float
+    """Share of the peak FLOPS reached by prefill attention on its query-key pairs."""
+    side_efficiency: float
+    """Share of the memory bandwidth reached by what each token moves outside of products and pairs."""
     layer_s: float
-    """Seconds per layer that no amount of bandwidth removes: launches, norms, all-reduce latency."""
-    tp_token_s: float
-    """Seconds per token and iteration spent in all-reduces (t1); 0 without tensor parallelism."""
+    """Seconds per layer that no bandwidth removes: launches, and attention's least time."""
+    sequence_layer_s: float
+    """Seconds per layer and sequence in attention, however short the sequence."""
     held_out_mape: float | None
-    """Mean absolute relative error on shapes that were kept out of the fit; None for estimates."""
+    """Mean absolute relative error of iterations that were kept out of the fit; None for estimates."""
+    kind: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One all-reduce over ``tp`` GPUs: latency_s + message bytes / bytes_per_s."""
+
+    tp: int
+    latency_s: float
+    bytes_per_s: float
     kind: str
     source: str
 
@@ -68,53 +91,39 @@ class GpuProfile:
     bandwidth_bytes_per_s: Coefficient
     flops: Coefficient
     """Peak dense 16-bit matrix FLOP/s with 32-bit accumulation."""
-    attention_flops_share: Coefficient
-    """Prefill attention's FLOP/s relative to that of matrix products."""
-    link_bytes_per_s: Coefficient
-    """All-reduce bandwidth between GPUs of one instance."""
     host_bytes_per_s: Coefficient
     """Host to GPU copy from pinned memory, one GPU alone."""
     host_total_bytes_per_s: Coefficient
     """The same, summed over GPUs that copy together."""
     wake_s: Coefficient
     """Fixed seconds of a model swap from host memory: allocation and first step."""
+    links: tuple[Link, ...]
     kernels: tuple[KernelFit, ...]
 
     def coefficients(self) -> Mapping[str, Coefficient]:
         """Every scalar figure of the profile, by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Coefficient)}
 
-    def kernel_fit(self, model: ModelSpec, tp: int) -> KernelFit:
-        """The fit of this model at this degree, or the nearest there is.
+    def link(self, tp: int) -> Link:
+        """The all-reduce over ``tp`` GPUs. Raises InputError where the profile has none."""
+        for link in self.links:
+            if link.tp == tp:
+                return link
+        known = ", ".join(str(link.tp) for link in self.links)
+        raise InputError(f"tp = {tp} is not known of {self.name}; known: 1, {known}")
 
-        Nearest: of the same degree, the fitted model whose weights per GPU are closest in ratio. A
-        GPU without fits of this degree takes its tp = 1 fits, with the all-reduce priced by
-        ``link_bytes_per_s``: 2 all-reduces per layer, each moving 2(tp-1)/tp of a token's
-        activations.
-        """
+    def kernel_fit(self, model: ModelSpec, tp: int) -> KernelFit:
+        """The fit of this model at this degree, or else the one whose weights per GPU are nearest in
+        ratio."""
         size = model.weight_bytes / tp
-        same = [fit for fit in self.kernels if fit.tp == tp]
-        for fit in same:
-            if fit.model == model.name:
-                return fit
-        candidates = same or [fit for fit in self.kernels if fit.tp == 1]
-        nearest = min(candidates, key=lambda fit: (abs(math.log(fit.weight_bytes_per_gpu / size)), fit.model))
-        if same:
-            return nearest
-        moved = 2 * model.layers * 2 * (tp - 1) / tp * model.hidden_size * model.dtype_bytes
-        return KernelFit(
-            model=nearest.model,
-            tp=tp,
-            weight_bytes_per_gpu=size,
-            weights_efficiency=nearest.weights_efficiency,
-            flops_efficiency=nearest.flops_efficiency,
-            kv_efficiency=nearest.kv_efficiency,
-            layer_s=nearest.layer_s,
-            tp_token_s=moved / self.link_bytes_per_s.value,
-            held_out_mape=None,
-            kind="estimate",
-            source=f"tp 1 fit of {nearest.model}; all-reduce at link_bytes_per_s "
-            f"({self.link_bytes_per_s.source})",
+        return min(
+            self.kernels,
+            key=lambda fit: (
+                (fit.model, fit.tp) != (model.name, tp),
+                abs(math.log(fit.weight_bytes_per_gpu / size)),
+                fit.tp,
+                fit.model,
+            ),
         )
 
 
@@ -164,59 +173,88 @@ _SCALARS = tuple(name for name, kind in GpuProfile.__annotations__.items() if ki
 
 
 def _parse(table: Mapping[str, Any], where: str) -> GpuProfile:
-    known = {"name", "title", "aliases", "kernels", *_SCALARS}
-    for key in table:
-        if key not in known:
-            raise InputError(f"{where}: key {key!r} is not known; known: {', '.join(sorted(known))}")
-    for key in ("name", "title", "kernels", *_SCALARS):
-        if key not in table:
-            raise InputError(f"{where}: key {key!r} is missing")
-    scalars = {key: _coefficient(table[key], f"{where}: {key}") for key in _SCALARS}
-    kernels = tuple(
-        _kernel_fit(entry, f"{where}: kernels[{index}]") for index, entry in enumerate(table["kernels"])
+    _keys(table, {"name", "title", "aliases", "links", "kernels", *_SCALARS}, where)
+    scalars = {}
+    for name in _SCALARS:
+        entry = table[name]
+        if not isinstance(entry, dict):
+            raise InputError(
+                f'{where}: {name} = {entry!r}; wanted {{ value = ..., kind = "...", source = "..." }}'
+            )
+        _keys(entry, {"value", "kind", "source"}, f"{where}: {name}")
+        scalars[name] = Coefficient(_positive(entry, "value", f"{where}: {name}"), **_origin(entry, where))
+    return GpuProfile(
+        name=table["name"],
+        title=table["title"],
+        links=tuple(_link(entry, f"{where}: links[{i}]") for i, entry in enumerate(table["links"])),
+        kernels=tuple(
+            _kernel_fit(entry, f"{where}: kernels[{i}]") for i, entry in enumerate(table["kernels"])
+        ),
+        **scalars,
     )
-    if not any(fit.tp == 1 for fit in kernels):
-        raise InputError(f"{where}: kernels: none has tp = 1; at least one must")
-    return GpuProfile(name=table["name"], title=table["title"], kernels=kernels, **scalars)
 
 
-def _coefficient(table: Any, where: str) -> Coefficient:
-    if not isinstance(table, dict) or set(table) != {"value", "kind", "source"}:
-        raise InputError(f'{where}: found {table!r}; wanted {{ value = ..., kind = "...", source = "..." }}')
-    return Coefficient(_positive(table["value"], where), _kind(table, where), _source(table, where))
+def _link(table: Mapping[str, Any], where: str) -> Link:
+    _keys(table, set(Link.__annotations__), where)
+    return Link(
+        tp=int(_positive(table, "tp", where)),
+        latency_s=_positive(table, "latency_s", where),
+        bytes_per_s=_positive(table, "bytes_per_s", where),
+        **_origin(table, where),
+    )
 
 
 def _kernel_fit(table: Mapping[str, Any], where: str) -> KernelFit:
-    optional = {"held_out_mape", "tp_token_s"}
-    wanted = set(KernelFit.__annotations__)
-    if (missing := wanted - optional - set(table)) or (set(table) - wanted):
+    table = {"held_out_mape": None, **table}
+    _keys(table, set(KernelFit.__annotations__), where)
+    curve = table["products_efficiency"]
+    if not isinstance(curve, list) or len(curve) != len(TOKEN_GRID):
         raise InputError(
-            f"{where}: keys missing: {', '.join(sorted(missing)) or 'none'}; "
-            f"not known: {', '.join(sorted(set(table) - wanted)) or 'none'}"
+            f"{where}: products_efficiency = {curve!r}; wanted {len(TOKEN_GRID)} shares, "
+            f"at {TOKEN_GRID} tokens"
         )
-    _kind(table, where)
-    _source(table, where)
-    for key in ("weights_efficiency", "flops_efficiency", "kv_efficiency"):
-        if not 0 < _positive(table[key], f"{where}.{key}") <= 1:
-            raise InputError(f"{where}: {key} = {table[key]}; a share above 0 and at most 1 is wanted")
-    for key in ("tp", "weight_bytes_per_gpu", "layer_s"):
-        _positive(table[key], f"{where}.{key}")
-    return KernelFit(**{"held_out_mape": None, "tp_token_s": 0.0, **table})
+    shares = {f"products_efficiency[{i}]": share for i, share in enumerate(curve)}
+    shares |= {
+        key: value for key, value in table.items() if key.endswith("_efficiency") and value is not curve
+    }
+    for key in shares:
+        if _positive(shares, key, where) > 1:
+            raise InputError(f"{where}: {key} = {shares[key]}; a share of the GPU's peak is at most 1")
+    return KernelFit(
+        model=table["model"],
+        tp=int(_positive(table, "tp", where)),
+        weight_bytes_per_gpu=_positive(table, "weight_bytes_per_gpu", where),
+        products_efficiency=tuple(curve),
+        head_efficiency=table["head_efficiency"],
+        kv_efficiency=table["kv_efficiency"],
+        attention_efficiency=table["attention_efficiency"],
+        side_efficiency=table["side_efficiency"],
+        layer_s=_positive(table, "layer_s", where),
+        sequence_layer_s=_positive(table, "sequence_layer_s", where),
+        held_out_mape=table["held_out_mape"],
+        **_origin(table, where),
+    )
 
 
-def _positive(value: Any, where: str) -> float:
+def _keys(table: Mapping[str, Any], wanted: set[str], where: str) -> None:
+    for key in table:
+        if key not in wanted:
+            raise InputError(f"{where}: key {key!r} is not known; known: {', '.join(sorted(wanted))}")
+    if missing := wanted - set(table):
+        raise InputError(f"{where}: missing: {', '.join(sorted(missing))}")
+
+
+def _positive(table: Mapping[str, Any], key: str, where: str) -> float:
+    value = table[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InputError(f"{where}: {value!r}; a number above 0 is wanted")
+        raise InputError(f"{where}: {key} = {value!r}; a number above 0 is wanted")
     return float(value)
 
 
-def _kind(table: Mapping[str, Any], where: str) -> str:
-    if table["kind"] not in KINDS:
-        raise InputError(f"{where}: kind = {table['kind']!r}; one of {', '.join(KINDS)} is wanted")
-    return str(table["kind"])
-
-
-def _source(table: Mapping[str, Any], where: str) -> str:
-    if not isinstance(table["source"], str) or not table["source"].strip():
+def _origin(table: Mapping[str, Any], where: str) -> dict[str, str]:
+    kind, source = table["kind"], table["source"]
+    if kind not in KINDS:
+        raise InputError(f"{where}: kind = {kind!r}; one of {', '.join(KINDS)} is wanted")
+    if not isinstance(source, str) or not source.strip():
         raise InputError(f"{where}: source is empty; say where the figure comes from")
-    return table["source"]
+    return {"kind": kind, "source": source}
