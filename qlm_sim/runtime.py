@@ -41,7 +41,7 @@ class Core(Protocol):
 class Engines(Protocol):
     """The engines' side of the port: carries out orders and posts what came of them."""
 
-    def execute(self, action: Pull | Evict | SwapModel) -> None: ...
+    def execute(self, action: Pull | Evict | SwapModel | Reject) -> None: ...
 
 
 class Solver(Protocol):
@@ -124,5 +124,5 @@ class Runtime:
         for action in actions:
             if type(action) is Replan:
                 self.solver.submit(now, action.problem)
-            elif type(action) is not Reject:
+            else:
                 self.engines.execute(action)  # type: ignore[arg-type]

@@ -1,0 +1,318 @@
+"""Which tokens each iteration computes: vLLM V1's scheduler.
+
+Each iteration serves the running requests first, in order: one token for each that decodes, and the
+next chunk for a prompt that is not yet done. Waiting requests follow while the token budget, the
+sequence limit and the KV blocks allow. When blocks run out for running ones, the last (or the one of
+lowest priority) is preempted: it loses its KV cache, waits at the head and is computed anew; nobody is
+admitted in that iteration.
+
+Knows no time and no cost: ``schedule`` tells what to compute, ``complete`` that it is done.
+"""
+
+from collections.abc import Sequence
+
+from qlm_sim.cluster.decodes import Decodes
+from qlm_sim.cluster.requests import SimRequest
+from qlm_sim.cluster.waiting import priority, waiting_queue
+from qlm_sim.core.types import ModelOnInstance
+from qlm_sim.errors import InputError
+from qlm_sim.models.engine_config import EngineConfig
+
+
+class Scheduler:
+    """The requests of one engine and one model: those that wait and those that run."""
+
+    def __init__(self, profile: ModelOnInstance, config: EngineConfig) -> None:
+        self.max_num_seqs = profile.max_num_seqs
+        self.max_num_batched_tokens = profile.max_num_batched_tokens
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise InputError(
+                f"max_num_batched_tokens = {self.max_num_batched_tokens} is less than max_num_seqs = "
+                f"{self.max_num_seqs}; every running request needs a token per iteration"
+            )
+        self.block_size = config.block_size
+        self.blocks = profile.kv_capacity_tokens // config.block_size
+        """KV blocks in all."""
+        self.longest_context = min(profile.max_model_len, self.blocks * config.block_size)
+        """Most tokens, prompt and output, of one request."""
+        self._by_priority = config.scheduling_policy == "priority"
+        self._whole_prompt = config.scheduler_reserve_full_isl
+        self.waiting = waiting_queue(config.scheduling_policy)
+        self.running: dict[str, SimRequest] = {}
+        """Admitted requests by id, in order of admission."""
+        self.decodes = Decodes(config.block_size)
+        """Those of the running whose prefill is done."""
+        self._partial: SimRequest | None = None
+        """The one running request, always the last, whose prefill is under way."""
+        self.preemptions = 0
+
+        # The iteration that was scheduled last.
+        self.tokens = 0
+        """Tokens to compute."""
+        self.seqs = 0
+        """Sequences that have a part in it."""
+        self.kv_tokens = 0
+        """KV tokens that its decoding sequences read, their own new ones included."""
+        self.pairs = 0
+        """Query-key pairs of its prefill chunks."""
+        self.restored_tokens = 0
+        """KV tokens that come back from host memory before it."""
+        self._chunks: list[tuple[SimRequest, int]] = []
+        """Prefill chunks: the request, and its computed tokens at the end."""
+        self._resumed: list[SimRequest] = []
+        """Requests that came back with all their KV cache and decode on at once."""
+        self._skipped: list[SimRequest] = []
+        """Decoding requests that have no part in it."""
+
+    def add(self, seq: SimRequest) -> bool:
+        """Let ``seq`` wait. Whether a leap under way must be cut, because it may be admitted now."""
+        prompt = seq.request.prompt_tokens
+        seq.context = prompt + seq.generated
+        seq.computed = 0
+        last = prompt + seq.output_tokens
+        seq.last_token = (last if last < self.longest_context else self.longest_context) - 1
+        self.waiting.append(seq)
+        # Behind a head that is blocked this one is blocked too.
+        return self.waiting[0] is seq and len(self.running) < self.max_num_seqs
+
+    def withdraw(self, seq: SimRequest) -> bool:
+        """Take a waiting request out. Whether a leap under way must be cut: another one is head now."""
+        was_head = self.waiting[0] is seq
+        self.waiting.remove(seq)
+        return was_head
+
+    def stop(self, seq: SimRequest) -> None:
+        """Take a running request out, between two iterations. ``seq.computed`` tells its KV tokens."""
+        del self.running[seq.request.id]
+        if seq is self._partial:
+            self._partial = None
+        else:
+            self.decodes.leave(seq)
+
+    def schedule(self, longest: int) -> int:
+        """Compose the next iteration. Some request must run or wait.
+
+        Returns for how many iterations, at most ``longest``, the composition holds, if no request comes
+        or goes: more than one only where all running requests decode, all waiting ones are blocked, and
+        no KV block is missing. ``kv_tokens`` then grows by ``seqs`` from each to the next.
+        """
+        if (self.waiting or self._partial is not None) and self._mix():
+            return 1
+        decodes = self.decodes
+        count = self.tokens = self.seqs = decodes.count
+        kv_tokens = decodes.kv_tokens
+        self.kv_tokens = kv_tokens + count
+        self.pairs = self.restored_tokens = 0
+        iterations = decodes.until_finish()
+        if iterations > longest:
+            iterations = longest
+        # A sequence of c tokens holds at most (c + block_size - 1) / block_size blocks.
+        if kv_tokens + count * (iterations + self.block_size - 1) > self.blocks * self.block_size:
+            iterations = min(iterations, decodes.until_full(self.blocks))
+            if not iterations:
+                return 1 if self._mix() else self.schedule(longest)
+        return iterations
+
+    def complete(self, iterations: int) -> tuple[Sequence[SimRequest], Sequence[SimRequest]]:
+        """The iterations scheduled last, or the first so many of them, are done.
+
+        Returns the requests whose attempt gave its first token, and those that finished.
+        """
+        decodes = self.decodes
+        decodes.advance(iterations)
+        begun: list[SimRequest] | tuple[()] = ()
+        if self._chunks or self._resumed:
+            begun, self._resumed = self._resumed, []
+            for seq, computed in self._chunks:
+                seq.computed = computed
+                if computed < seq.context:
+                    self._partial = seq
+                    continue
+                if seq is self._partial:
+                    self._partial = None
+                decodes.join(seq)
+                if not seq.announced:
+                    begun.append(seq)
+            self._chunks.clear()
+            for seq in begun:
+                seq.announced = True
+        if self._skipped:
+            for seq in self._skipped:
+                decodes.skip(seq)
+            self._skipped.clear()
+        if not decodes.count or decodes.until_finish():
+            return begun, ()
+        finished = decodes.finished()
+        for seq in finished:
+            del self.running[seq.request.id]
+        return begun, finished
+
+    def cached_tokens(self, iterations: int) -> int:
+        """Tokens whose KV cache is on the GPU, when so many of the scheduled iterations are done."""
+        decodes = self.decodes
+        tokens = decodes.kv_tokens + iterations * decodes.count
+        tokens += sum(seq.computed for seq, _ in self._chunks)
+        if self._partial is not None and not self._chunks:
+            tokens += self._partial.computed
+        return tokens
+
+    def used_blocks(self, iterations: int, *, under_way: bool) -> int:
+        """KV blocks in use by then; ``under_way``: another of the scheduled iterations has begun."""
+        size = self.block_size
+        blocks = self.decodes.blocks(iterations + under_way)
+        if under_way:
+            blocks += sum(-(-computed // size) for _, computed in self._chunks)
+            blocks -= sum((self.decodes.steps - seq.offset) % size == 0 for seq in self._skipped)
+        if self._partial is not None and not self._chunks:
+            blocks += -(-self._partial.computed // size)
+        return blocks
+
+    def _mix(self) -> bool:
+        """Compose an iteration of decodes and prefill chunks. False if only decodes are possible."""
+        decodes, waiting, running = self.decodes, self.waiting, self.running
+        size = self.block_size
+        budget = self.max_num_batched_tokens - decodes.count
+        partial, chunk, blocks = self._partial, 0, 0
+        if partial is not None:
+            chunk = min(partial.context - partial.computed, budget)
+            blocks = -(-(partial.computed + chunk) // size)
+        # Blocks that are free once the running have what they need for this iteration: first a lower
+        # bound that costs nothing, and the exact number where it matters.
+        free = self.blocks - decodes.kv_tokens // size - decodes.count - blocks
+        exact = False
+        preempted = False
+        if free < 0:
+            exact = True
+            free = self.blocks - decodes.blocks(1) - blocks
+            if free < 0:
+                preempted = True
+                chunk = self._preempt_lowest() if self._by_priority else self._preempt_last(free, blocks)
+                partial = self._partial
+
+        self.tokens = self.pairs = self.restored_tokens = 0
+        if partial is not None and chunk:
+            self._add_chunk(partial, chunk)
+            budget -= chunk
+        prefill_blocks = blocks
+
+        if waiting and not preempted:
+            room = self.max_num_seqs - len(running)
+            while room > 0 and budget > 0:
+                seq = waiting[0]
+                restored = seq.host_tokens
+                chunk = seq.context - restored
+                if chunk > budget:
+                    chunk = budget
+                blocks = -(-(restored + chunk) // size)
+                needed = -(-seq.context // size) if self._whole_prompt else blocks
+                if needed > free:
+                    if exact:
+                        break
+                    exact = True
+                    free = self.blocks - decodes.blocks(1) - prefill_blocks
+                    continue
+                waiting.popleft()
+                running[seq.request.id] = seq
+                free -= blocks
+                room -= 1
+                budget -= chunk
+                if seq.host is not None:
+                    seq.host.release(seq)
+                    seq.computed = restored
+                    self.restored_tokens += restored
+                if seq.generated and restored + 1 == seq.context:
+                    decodes.join(seq)
+                    self._resumed.append(seq)
+                else:
+                    self._add_chunk(seq, chunk)
+                    prefill_blocks += blocks
+                if not waiting:
+                    break
+        if not (self._chunks or preempted or self._resumed):
+            return False
+
+        count = decodes.count
+        kv_tokens = decodes.kv_tokens + count
+        for seq in self._skipped:
+            count -= 1
+            kv_tokens -= decodes.steps - seq.offset + 1
+        if not (count or self._chunks):
+            # All that could run were preempted or skipped: an empty step, which takes no time.
+            self._skipped.clear()
+            return self._mix()
+        self.tokens += count
+        self.seqs = count + len(self._chunks)
+        self.kv_tokens = kv_tokens
+        return True
+
+    def _add_chunk(self, seq: SimRequest, chunk: int) -> None:
+        """A chunk's i-th token attends to all before it and itself."""
+        before = seq.computed
+        after = before + chunk
+        self._chunks.append((seq, after))
+        self.tokens += chunk
+        self.pairs += (after * (after + 1) - before * (before + 1)) // 2
+
+    def _preempt_last(self, free: int, partial_blocks: int) -> int:
+        """Preempt the latest admitted until the others have the blocks that they need.
+
+        ``free`` is negative: the blocks missing. Returns the chunk that is left of the partial prefill:
+        none, as it was the latest.
+        """
+        decodes = self.decodes
+        while free < 0:
+            seq = self.running.popitem()[1]
+            if seq is self._partial:
+                self._partial = None
+                free += partial_blocks
+            else:
+                decodes.leave(seq)
+                free += seq.computed // self.block_size + 1
+            self._requeue(seq)
+        return 0
+
+    def _preempt_lowest(self) -> int:
+        """Go through the running in order and preempt the lowest-ranked when one lacks blocks.
+
+        One that finds itself the lowest ends the round: those behind it are skipped in this iteration.
+        Returns the chunk that the partial prefill gets.
+        """
+        decodes, size = self.decodes, self.block_size
+        order = list(self.running.values())
+        computed = {
+            seq: seq.computed if seq is self._partial else decodes.steps - seq.offset for seq in order
+        }
+        held = {seq: -(-tokens // size) for seq, tokens in computed.items()}
+        given: dict[SimRequest, int] = {}
+        """Tokens in this iteration of those that are through."""
+        free = self.blocks - sum(held.values())
+        budget = self.max_num_batched_tokens
+        turn = 0
+        while turn < len(order):
+            seq = order[turn]
+            tokens = min(seq.context - seq.computed, budget) if seq is self._partial else 1
+            needed = -(-(computed[seq] + tokens) // size) - held[seq]
+            victim = None
+            while needed > free and victim is not seq:
+                victim = max(order, key=priority)
+                turn -= victim in given
+                order.remove(victim)
+                free += held.pop(victim)
+                budget += given.pop(victim, 0)
+                self.stop(victim)
+                self._requeue(victim)
+            if victim is seq:
+                break
+            held[seq] += needed
+            free -= needed
+            given[seq] = tokens
+            budget -= tokens
+            turn += 1
+        self._skipped = [seq for seq in order[turn:] if seq is not self._partial]
+        return given.get(self._partial, 0) if self._partial is not None else 0
+
+    def _requeue(self, seq: SimRequest) -> None:
+        seq.computed = 0
+        seq.context = seq.request.prompt_tokens + seq.generated
+        self.waiting.appendleft(seq)
+        self.preemptions += 1

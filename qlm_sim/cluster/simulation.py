@@ -1,0 +1,251 @@
+"""A simulated run: requests arrive, the core decides, the engines serve.
+
+All that happens at one time is decided upon once: arrivals and engines post their events, the runtime
+settles, its orders reach the engines, and only then do those between two iterations go on.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qlm_sim.cluster.clock import Alarm, Clock
+from qlm_sim.cluster.engine import ASLEEP, SimEngine
+from qlm_sim.cluster.requests import SimRequest
+from qlm_sim.core.actions import Evict, Pull, Reject, SwapModel
+from qlm_sim.core.events import RequestArrived, TimerFired
+from qlm_sim.core.plan import Plan, PlanProblem
+from qlm_sim.core.types import InstanceSpec
+from qlm_sim.models.engine_config import EngineConfig
+from qlm_sim.runtime import Core, Recorder, Runtime, Solver
+from qlm_sim.workload.workload import Workload
+
+MOST_IDLE_TIMERS = 100_000
+"""Timers in a row, with nothing else going on, after which a core is taken to be stuck."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationEnd:
+    """How a run ended. Everything else is in the recorder."""
+
+    ended_at: float
+    """Seconds since the run's start."""
+    arrived: int
+    """Requests that arrived until then."""
+    unfinished: int
+    """Of those, the ones that were neither finished nor failed nor rejected."""
+
+
+class NoSolver:
+    """The solver port of a core that never asks for a plan."""
+
+    ready_at = float("inf")
+
+    def submit(self, now: float, problem: PlanProblem) -> None:
+        raise RuntimeError("the core asked for a plan, but the simulation was given no solver")
+
+    def collect(self) -> Plan:
+        raise RuntimeError("no plan was asked for")
+
+
+class Cluster:
+    """The engines, the arrivals and the core's timer on one clock; the engines' side of the port."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        instances: Sequence[InstanceSpec],
+        config: EngineConfig,
+        core: Core,
+        recorder: Recorder,
+        solver: Solver,
+        *,
+        longest_leap: int,
+        slowdown: float,
+        report_interval_s: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.clock = Clock()
+        self.runtime = Runtime(core, self, solver, recorder)
+        self.store: dict[str, SimRequest] = {}
+        """Every request that has arrived and is not over."""
+        self.arrived = 0
+        self._requests = len(workload)
+        self._progress = progress
+        self._due: list[SimEngine] = []
+        self._engines = {
+            spec.id: SimEngine(
+                spec,
+                config,
+                self.clock,
+                self.store,
+                self._due,
+                self.runtime.post,
+                longest_leap=longest_leap,
+                slowdown=slowdown,
+            )
+            for spec in instances
+        }
+        self._arrivals = workload.requests()
+        self._next = next(self._arrivals, None)
+        self._arrival = Alarm(self.clock, self._arrive)
+        if self._next is not None:
+            self._arrival.set(self._next[0].arrived_at)
+        self._timer = Alarm(self.clock, self._timer_rang)
+        self._timer_at = float("inf")
+        """What the timer is set to."""
+        self._fired_at = -1.0
+        """When the core last got a TimerFired."""
+        self._idle_timers = 0
+        self._settle_now = False
+        self._reports = Alarm(self.clock, self._reports_rang)
+        self._report_interval_s = report_interval_s
+        self._report_number = 0
+        """Reports are made at multiples of the interval; of the next one, or the last while none is due."""
+        self._report_now = False
+        self._at_work: dict[str, SimEngine] = {}
+        """Engines that had an order since they were last reported asleep."""
+        self._wind_timer(0.0)
+
+    def run(self, until_s: float) -> SimulationEnd:
+        self.clock.run_instants(self._end_of_instant, until_s)
+        now = self.clock.now
+        self._report(now)
+        if self.runtime.inbox:
+            self.runtime.settle(now)
+        return SimulationEnd(ended_at=now, arrived=self.arrived, unfinished=len(self.store))
+
+    def execute(self, action: Pull | Evict | SwapModel | Reject) -> None:
+        now = self.clock.now
+        if isinstance(action, Pull):
+            engine = self._engines[action.instance]
+            self._start_reporting(now, engine)
+            engine.pull(now, action.request_id, action.attempt)
+        elif isinstance(action, Evict):
+            engine = self._engines[action.instance]
+            engine.evict(now, action.request_id, action.attempt, action.keep_kv)
+        elif isinstance(action, SwapModel):
+            engine = self._engines[action.instance]
+            self._start_reporting(now, engine)
+            engine.swap(now, action.model)
+        else:
+            seq = self.store.pop(action.request_id)
+            if seq.host is not None:
+                seq.host.release(seq)
+
+    def _end_of_instant(self, now: float) -> bool:
+        """Decide upon what happened at ``now``, and let the engines go on. False when all is over."""
+        runtime = self.runtime
+        if self._report_now:
+            self._report_now = False
+            self._report(now)
+            if self._at_work:
+                self._set_reports(now)
+        if runtime.inbox or self._settle_now:
+            while runtime.inbox or self._settle_now:
+                self._settle_now = False
+                runtime.settle(now)
+                self._wind_timer(now)
+            if self._next is None and not self.store:
+                return False
+        if self._due:
+            due = self._due[:]
+            self._due.clear()
+            for engine in due:
+                engine.begin(now)
+        return self._idle_timers < MOST_IDLE_TIMERS
+
+    # Arrivals.
+
+    def _arrive(self, now: float) -> None:
+        """Post the arrivals of this time and set the alarm for the next one."""
+        arrival = self._next
+        while arrival is not None and arrival[0].arrived_at <= now:
+            request, output_tokens = arrival
+            self.store[request.id] = SimRequest(request, output_tokens)
+            self.runtime.post(RequestArrived(request))
+            self.arrived += 1
+            arrival = next(self._arrivals, None)
+        self._next = arrival
+        if arrival is not None:
+            self._arrival.set(arrival[0].arrived_at)
+
+    # The core's timer.
+
+    def _wind_timer(self, now: float) -> None:
+        """Set the timer to when the core or the solver wants it, if that has changed."""
+        wake_at = self.runtime.wake_at
+        if wake_at == self._timer_at:
+            return
+        if wake_at == float("inf") or self._fired_at == now >= wake_at:  # one TimerFired per instant
+            self._timer_at = float("inf")
+            self._timer.clear()
+        else:
+            self._timer_at = wake_at
+            self._timer.set(max(wake_at, now))
+
+    def _timer_rang(self, now: float) -> None:
+        self._timer_at = float("inf")
+        self._settle_now = True
+        if self.runtime.core.wake_at <= now:
+            self._fired_at = now
+            self.runtime.post(TimerFired())
+        self._idle_timers = self._idle_timers + 1 if self._next is None and not self._at_work else 0
+
+    # Reports.
+
+    def _start_reporting(self, now: float, engine: SimEngine) -> None:
+        if not self._at_work:
+            self._set_reports(now)
+        self._at_work[engine.spec.id] = engine
+
+    def _set_reports(self, now: float) -> None:
+        self._report_number = max(self._report_number, int(now / self._report_interval_s)) + 1
+        self._reports.set(self._report_number * self._report_interval_s)
+
+    def _reports_rang(self, now: float) -> None:
+        self._report_now = True
+
+    def _report(self, now: float) -> None:
+        """Report the engines at work; one that is asleep by now for the last time."""
+        for name, engine in list(self._at_work.items()):
+            self.runtime.post(engine.report(now))
+            if engine.state is ASLEEP:
+                del self._at_work[name]
+        if self._progress is not None:
+            self._progress(self.arrived - len(self.store), self._requests)
+
+
+def simulate(
+    workload: Workload,
+    instances: Sequence[InstanceSpec],
+    config: EngineConfig,
+    core: Core,
+    recorder: Recorder,
+    *,
+    solver: Solver | None = None,
+    engine: Literal["leap", "stepping"] = "leap",
+    until_s: float | None = None,
+    report_interval_s: float = 1.0,
+    perturb: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> SimulationEnd:
+    """Run ``workload`` until every request is over, or until ``until_s``.
+
+    ``engine``: "leap" goes from one change of a batch to the next, "stepping" through every iteration;
+    both give the same times. ``perturb``: factor on the engines' step times, so that they differ from
+    what their profiles promise the core. ``progress(done, requests)`` is called now and then. The run
+    also ends, with requests unfinished, when nothing more can happen.
+    """
+    cluster = Cluster(
+        workload,
+        instances,
+        config,
+        core,
+        recorder,
+        solver or NoSolver(),
+        longest_leap=1 if engine == "stepping" else 1 << 62,
+        slowdown=perturb,
+        report_interval_s=report_interval_s,
+        progress=progress,
+    )
+    return cluster.run(float("inf") if until_s is None else until_s)
