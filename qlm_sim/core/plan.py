@@ -17,6 +17,8 @@ class WaitingGroup:
     requests: int
     weight: float
     """What one missed request costs."""
+    decided: bool
+    """Nothing can be missed any more: their deadline has passed, or their first token is out."""
     first_deadline_s: float
     """Seconds from now until its first request's token is due; negative when overdue."""
     last_deadline_s: float

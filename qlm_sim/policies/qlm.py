@@ -14,8 +14,8 @@ from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State, Tracked
 from qlm_sim.core.lso import fits
 from qlm_sim.core.plan import Plan, PlanProblem
-from qlm_sim.estimator.service import ServiceEstimator, decode_step_s
-from qlm_sim.policies.snapshot import SnapshotTaker
+from qlm_sim.estimator.service import ServiceEstimator
+from qlm_sim.policies.snapshot import SnapshotTaker, visit_rate
 from qlm_sim.solver.search import insertion
 
 _NEVER = float("inf")
@@ -58,6 +58,8 @@ class QlmPolicy:
                 self._capable.setdefault(model, []).append(ledger)
         self._switch_at: dict[str, float] = {}
         """By instance: when a deadline will force it to another model, if nothing changes."""
+        self._miss_share = 0.0
+        """Share of the requests that can still be met which the plan in force expects to miss."""
         self._replan_at = _NEVER
         self._last_replan = -_NEVER
 
@@ -160,27 +162,29 @@ class QlmPolicy:
         queue = self._queues[ledger.id]
         model = queue[0].key.model
         overhead_s = self._snapshot.leave_s(ledger, now) + ledger.swap_s(model)
-        requests = 0
+        requests = undecided = 0
         service_s = 0.0
         force_at = _NEVER
         for group in queue:
-            service = self._snapshot.service_on(ledger, group)
             if group.key.model != model:
                 continue
+            service = self._snapshot.service_on(ledger, group)
             if not group.key.late and not group.key.served:
+                undecided += len(group)
                 start_s = overhead_s + service_s + service.prefill_s
                 force_at = min(force_at, group.first_deadline - start_s - self._margin_s(start_s))
             requests += len(group)
             service_s += len(group) * (service.prefill_s + service.decode_s)
-        if force_at <= now:
+        service = self._snapshot.service_on(ledger, queue[0])
+        # The time that the swap takes could serve others, of whom that share is about to miss.
+        lost = self._miss_share * overhead_s / (service.prefill_s + service.decode_s)
+        if undecided > lost:
+            if force_at <= now:
+                return True
+            self._switch_at[ledger.id] = force_at
+        if visit_rate(service, requests, overhead_s) > self._snapshot.batch_use(ledger):
+            self._switch_at.pop(ledger.id, None)
             return True
-        profile = ledger.spec.models[model]
-        mean = self._estimator.lengths.of_model(model).mean
-        alone_s = mean * decode_step_s(profile, min(requests, profile.max_num_seqs), requests * mean)
-        visit_s = max(service_s, alone_s) + 2 * overhead_s
-        if service_s / visit_s > self._snapshot.batch_use(ledger, len(ledger.running)):
-            return True
-        self._switch_at[ledger.id] = force_at
         return False
 
     @staticmethod
@@ -253,6 +257,8 @@ class QlmPolicy:
         if plan.number != self._problems:
             return ()
         groups = self._table.groups
+        undecided = sum(len(g) for g in groups.values() if not (g.key.late or g.key.served))
+        self._miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
         planned: set[int] = set()
         for name in self._queues:
             kept = []

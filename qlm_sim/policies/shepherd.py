@@ -110,20 +110,22 @@ class ShepherdPolicy:
         """Plans in place at the end of each period; there is nothing to wait for."""
         if now < self.wake_at:
             return None
-        self.wake_at = now + PERIOD_S
-        if self._arrived:
-            elapsed_s = now - self._period_started
-            demand = {model: count / elapsed_s for model, count in self._arrived.items()}
-            for group in self._table.groups.values():
-                demand.setdefault(group.key.model, len(group) / elapsed_s)
-            capacity = {
-                ledger.id: {model: self._capacity_rps(ledger, model) for model in ledger.spec.models}
-                for ledger in self._ledgers.values()
-            }
-            self._plan = assign_models(demand, capacity)
-            self._batch.clear()
+        elapsed_s = now - self._period_started
+        demand = {model: count / elapsed_s for model, count in self._arrived.items()}
+        for group in self._table.groups.values():
+            demand.setdefault(group.key.model, len(group) / elapsed_s)
         self._arrived.clear()
+        if not demand:
+            self.wake_at = float("inf")
+            return None
+        self.wake_at = now + PERIOD_S
         self._period_started = now
+        capacity = {
+            ledger.id: {model: self._capacity_rps(ledger, model) for model in ledger.spec.models}
+            for ledger in self._ledgers.values()
+        }
+        self._plan = assign_models(demand, capacity)
+        self._batch.clear()
         return None
 
     def _capacity_rps(self, ledger: InstanceLedger, model: str) -> float:

@@ -1,17 +1,15 @@
 """Ledgers and groups, seen as the solver's problem: relative times, expected service, free room."""
 
 from collections.abc import Mapping, Sequence
+from math import exp
 
 from qlm_sim.core.groups import RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lso import keeps_kv
 from qlm_sim.core.plan import GroupService, InstanceState, WaitingGroup
-from qlm_sim.core.types import InstanceSpec
+from qlm_sim.core.types import InstanceSpec, ModelOnInstance
 from qlm_sim.estimator.service import ServiceEstimator, decode_step_s, group_service
 
-SERVED_WEIGHT = 0.1
-"""Weight of resuming evicted requests, which have met their TTFT or missed it: enough that they do
-not starve, too little to miss another's deadline for."""
 _PROMPT_STEP = 1.25
 """Services are computed once per prompt length, to this factor."""
 
@@ -72,7 +70,8 @@ class SnapshotTaker:
             id=group.id,
             model=key.model,
             requests=len(group),
-            weight=self._weights.get(key.slo_class, 1.0) * (SERVED_WEIGHT if key.served else 1.0),
+            weight=self._weights.get(key.slo_class, 1.0),
+            decided=key.late or key.served,
             first_deadline_s=group.first_deadline - now,
             last_deadline_s=group.last_deadline - now,
             service={
@@ -126,16 +125,40 @@ class SnapshotTaker:
         moves_s = tokens * profile.kv_restore_token_s if keeps_kv(profile) else 0.0
         return token_s + moves_s
 
-    def batch_use(self, ledger: InstanceLedger, sequences: int) -> float:
-        """Token throughput with ``sequences`` running, as a share of the full batch's."""
+    def batch_use(self, ledger: InstanceLedger) -> float:
+        """Token throughput of what runs now, as a share of the full batch's."""
         profile = ledger.profile
-        if profile is None or sequences == 0:
+        running = len(ledger.running)
+        if profile is None or not running:
             return 0.0
-        each = ledger.context_tokens / max(1, len(ledger.running))
-        full = max(1.0, min(profile.max_num_seqs, profile.kv_capacity_tokens / max(1.0, each)))
-        n = min(float(sequences), full)
-        rate = n / decode_step_s(profile, n, n * each)
-        return rate * decode_step_s(profile, full, full * each) / full
+        each = max(1.0, ledger.context_tokens / running)
+        full = max(1.0, min(profile.max_num_seqs, profile.kv_capacity_tokens / each))
+        return _throughput(profile, min(running, full), each) / _throughput(profile, full, each)
+
+
+def visit_rate(service: GroupService, requests: int, overhead_s: float) -> float:
+    """Best share of a full batch's work that a visit to a model gets done per second.
+
+    The visit costs ``overhead_s``, then prefills what waits, runs a full batch as long as there is
+    one, and after that the batch decays as requests finish, with time constant batch · decode_s. Like
+    a forager, an instance should leave its model when its rate falls below what the next one offers
+    on the whole (marginal value theorem, Charnov 1976).
+    """
+    batch = service.batch
+    prefill_s = requests * service.prefill_s
+    full_s = max(0.0, requests - batch) * service.decode_s
+    decay_s = batch * service.decode_s
+    share = min(1.0, requests / batch)
+    best = 0.0
+    for decays in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0):
+        work_s = prefill_s + full_s + share * decay_s * (1 - exp(-decays))
+        best = max(best, work_s / (overhead_s + prefill_s + full_s + decays * decay_s))
+    return best
+
+
+def _throughput(profile: ModelOnInstance, sequences: float, kv_each: float) -> float:
+    """Tokens per second of that many decoding sequences."""
+    return sequences / decode_step_s(profile, sequences, sequences * kv_each)
 
 
 def round_up(tokens: float) -> int:

@@ -1,9 +1,10 @@
 """vLLM behind a least-loaded router: first come, first served on every instance.
 
-Each request goes, when it arrives, to the instance where it should wait least: what is queued and
-running there, plus the swaps that its queue will need. There it waits in arrival order; the engine
-gets everything at once, as far as the loaded model reaches. Where models outnumber instances, the
-request at the head of the queue decides which model is loaded, once the engine has run empty.
+As operators run it: an instance serves the model that it started with, and a router sends each
+request to the least loaded instance of its model. A model that no instance started with goes to
+whichever instance should serve it first, swaps included; there the request at the head of the queue
+decides which model is loaded, once the engine has run empty. Requests wait in arrival order, and the
+engine gets everything at once, as far as the loaded model reaches.
 """
 
 from collections import deque
@@ -38,8 +39,11 @@ class VllmPolicy:
         """What each waiting request added to its queue's seconds."""
         self._routes: dict[str, list[tuple[InstanceLedger, float]]] = {}
         """By model: where it may run, and the engine seconds of one request there."""
+        at_home = {ledger.spec.resident for ledger in ledgers.values()}
         for ledger in ledgers.values():
             for model, profile in ledger.spec.models.items():
+                if model in at_home and model != ledger.spec.resident:
+                    continue
                 lengths = self._estimator.lengths.of_model(model)
                 service = group_service(profile, TYPICAL_PROMPT_TOKENS, lengths)
                 request_s = service.prefill_s + service.decode_s

@@ -57,7 +57,9 @@ def queue_cost(instance: InstanceState, queue: Sequence[WaitingGroup]) -> float:
         sd_s = sqrt(variance) + DECISION_S + 0.02 * clock_s
         missed, late_s = _lateness(start_s - group.first_deadline_s, clock_s - group.last_deadline_s, sd_s)
         weight = group.weight * n
-        cost += weight * (MISS * missed + LATENESS_PER_S * late_s + WAIT_PER_S * (start_s + clock_s))
+        if not group.decided:
+            cost += MISS * weight * missed
+        cost += weight * (LATENESS_PER_S * late_s + WAIT_PER_S * (start_s + clock_s))
     return cost
 
 

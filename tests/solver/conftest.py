@@ -35,6 +35,7 @@ def random_problem() -> Callable[..., PlanProblem]:
                     model=model,
                     requests=int(rng.integers(1, 80)),
                     weight=float(rng.choice([1, 1, 2])),
+                    decided=first < 0,
                     first_deadline_s=first,
                     last_deadline_s=first + float(rng.uniform(0, 10)),
                     service={kind: service[kind, model] for kind in kinds},
