@@ -28,7 +28,6 @@ def check_scenario(scenario: Scenario, source: Source) -> None:
             f"at least max_num_seqs ({engine.max_num_seqs}), as vLLM demands",
         )
     _one_of(source, "engine.scheduling_policy", engine.scheduling_policy, ["fcfs", "priority"])
-    _one_of(source, "simulation.engine", scenario.simulation.engine, ["leap", "stepping"])
     _all_of(source, "scheduler.policies", scenario.scheduler.policies or (), list(POLICIES))
     _all_of(source, "scheduler.without", scenario.scheduler.without, [str(lso) for lso in Lso])
 

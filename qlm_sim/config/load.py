@@ -15,6 +15,7 @@ from qlm_sim.config.check import check_scenario
 from qlm_sim.config.scenario import LIMITS, ModelConfig, Scenario
 from qlm_sim.config.table import Source, did_you_mean, read_table
 from qlm_sim.errors import InputError
+from qlm_sim.workload.readers import BUILT_IN
 
 DEFAULT_SCENARIO = "multi-model"
 
@@ -48,12 +49,21 @@ def load_scenario(name_or_file: str, overrides: Mapping[str, tuple[str, Any]] | 
         flags[key] = flag
     source = Source(name, LIMITS, flags)
     scenario = read_table(Scenario, table, source)
-    models = {
-        model: ModelConfig(str((folder / each.config).resolve())) for model, each in scenario.models.items()
-    }
-    scenario = replace(scenario, models=models)
+    scenario = _with_whole_paths(scenario, folder, flags)
     check_scenario(scenario, source)
     return scenario
+
+
+def _with_whole_paths(scenario: Scenario, folder: Path, flags: Mapping[str, str]) -> Scenario:
+    """Paths of a file are relative to it, those of a flag to where we are."""
+    workload = scenario.workload
+    if workload.trace not in BUILT_IN:
+        base = Path() if "workload.trace" in flags else folder
+        workload = replace(workload, trace=str((base / workload.trace).absolute()))
+    models = {
+        name: ModelConfig(str((folder / model.config).absolute())) for name, model in scenario.models.items()
+    }
+    return replace(scenario, workload=workload, models=models)
 
 
 def _tables(name_or_file: str) -> tuple[dict[str, Any], Path, str]:

@@ -6,6 +6,7 @@ contradicts itself; it reads no trace and deploys no model.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from qlm_sim.config.table import Limit
 from qlm_sim.core.types import SloClass
@@ -85,7 +86,7 @@ class SchedulerConfig:
 class SimulationConfig:
     """How the cluster is simulated."""
 
-    engine: str = "leap"
+    engine: Literal["leap", "stepping"] = "leap"
     """"leap" goes from one change of the batch to the next; "stepping" is the slow reference."""
     horizon_s: float | None = None
     """Stop here; requests unfinished by then have missed their SLO. None runs until all is done."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from qlm_sim.errors import InputError
 
@@ -112,6 +112,12 @@ def _read(hint: Any, value: object, source: Source, key: str) -> Any:
     if origin in (Union, UnionType):
         (hint,) = (each for each in args if each is not NoneType)
         return _read(hint, value, source, key)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(
+                f"{source.place(key)}: found {_show(value)}; {did_you_mean(str(value), list(args))}"
+            )
+        return value
     if dataclasses.is_dataclass(hint):
         return read_table(hint, value, source, key)  # type: ignore[arg-type]
     if origin is tuple:

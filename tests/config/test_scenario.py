@@ -210,7 +210,7 @@ def test_host_memory_holds_what_fits_the_most_wanted_used_last(tmp_path: Path) -
     scenario = load_scenario("multi-model")
     spec = instances(scenario)[0]
     wanted = ["mistral-7b", "vicuna-13b", "qwen2.5-7b"]
-    all_of_them = sum(model.weight_bytes for model in spec.models.values())
+    all_of_them = sum(spec.models[name].weight_bytes for name in wanted)
     assert host_models(wanted, "vicuna-13b", spec.models, all_of_them) == (
         "qwen2.5-7b",
         "mistral-7b",
