@@ -1,0 +1,106 @@
+"""``qlm-sim replay``: a scenario's requests under each policy, compared and written down."""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from qlm_sim.cli.parser import Commands
+from qlm_sim.cli.progress import progress, say
+
+_EXAMPLES = """examples:
+  qlm-sim replay                                       the default scenario, every policy
+  qlm-sim replay --scenario paper-wc --policy qlm      a shipped scenario, one policy
+  qlm-sim replay sharegpt.json --requests 500 --rate 6 your own trace, arriving at 6 requests/s
+  qlm-sim replay azure.csv --out runs/azure            a trace that has times keeps them
+  qlm-sim replay --gpu A10 --count 8 --model mistral-7b --max-num-seqs 128
+  qlm-sim replay --policy qlm --without swapping       what an operation is worth
+  qlm-sim replay --scenario runs/azure/summary.json    an earlier run again
+"""
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="run a trace on a simulated cluster under each policy",
+        description="Run the same requests on a simulated cluster under each policy. The comparison goes to "
+        "stdout; summary.json, requests.parquet, figures and report.html to --out.",
+        epilog=_EXAMPLES,
+    )
+    from qlm_sim.cli.flags import add_scenario_flags
+
+    parser.add_argument(
+        "trace",
+        nargs="?",
+        metavar="TRACE",
+        help="a trace file, taken whole and at its own times if it has any; or a built-in trace: sharegpt "
+        "(default: the scenario's)",
+    )
+    parser.add_argument(
+        "--scenario", metavar="NAME|FILE", help="see qlm-sim scenario list (default: multi-model)"
+    )
+    add_scenario_flags(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", metavar="DIR", help="result directory (default: runs/<scenario name>)")
+    output.add_argument("--json", action="store_true", help="print summary.json in place of the table")
+    output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from qlm_sim.cli.flags import overrides
+    from qlm_sim.config import DEFAULT_SCENARIO, load_scenario, table_of
+    from qlm_sim.config.toml import toml_text
+    from qlm_sim.replay import policies_of, replay, scenario_trace
+    from qlm_sim.report.table import print_comparison
+    from qlm_sim.report.write import check_output, summary_json, write_results
+
+    source = args.scenario or DEFAULT_SCENARIO
+    base = load_scenario(source)
+    changes = overrides(args, base)
+    scenario = load_scenario(source, changes)
+    out = Path(args.out or Path("runs") / scenario.name)
+    check_output(out)
+
+    notes: list[str] = []
+    with progress(args.quiet) as update:
+        trace = scenario_trace(
+            scenario, notes.append, lambda done, size: update("reading the trace", done, size)
+        )
+        if "workload.trace" in changes and args.arrivals is None and trace.arrival_s is not None:
+            own_times = replace(scenario.workload, arrivals="trace", rate_rps=args.rate)
+            scenario = replace(scenario, workload=own_times)
+        runs = replay(
+            scenario,
+            trace=trace,
+            warn=notes.append,
+            progress=update,
+            processes=min(_cpus(), len(policies_of(scenario))),
+        )
+    for note in notes:
+        say(f"note: {note}", args.quiet)
+    table = table_of(scenario)
+    write_results(
+        out,
+        runs,
+        table,
+        title=f"QLM replay: {scenario.name}",
+        command="qlm-sim replay --scenario summary.json",
+        scenario_toml=toml_text(table),
+        notes=notes,
+    )
+    if args.json:
+        sys.stdout.write(summary_json(runs, table))
+    else:
+        print_comparison(runs, Console(file=sys.stdout))
+        print(f"report: {out / 'report.html'}")
+    return 0
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

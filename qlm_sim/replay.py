@@ -1,0 +1,145 @@
+"""Replaying a scenario: its requests, the same for every policy, on its simulated cluster.
+
+Puts the parts together and knows the inside of none. Runs share nothing, so they may go side by side.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from qlm_sim.cluster.simulation import simulate
+from qlm_sim.config import Scenario
+from qlm_sim.config.instances import instances
+from qlm_sim.core.types import InstanceSpec, Lso
+from qlm_sim.metrics.recorder import RunRecorder
+from qlm_sim.metrics.run import PolicyRun, conclude
+from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
+from qlm_sim.processes import Report, run_jobs
+from qlm_sim.solver.inline import InlineSolver
+from qlm_sim.solver.search import solve
+from qlm_sim.workload.mix import build_workload
+from qlm_sim.workload.readers import Warn, read_trace
+from qlm_sim.workload.workload import Trace, Workload
+
+Progress = Callable[[str, int, int], None]
+"""Told (policy, requests done, requests in all)."""
+
+
+def policies_of(scenario: Scenario) -> tuple[str, ...]:
+    """The policies that a scenario runs."""
+    return scenario.scheduler.policies or tuple(POLICIES)
+
+
+def scenario_trace(
+    scenario: Scenario, warn: Warn, progress: Callable[[int, int], None] | None = None
+) -> Trace:
+    """The trace that the scenario names. ``progress`` is told (bytes read, bytes of the file)."""
+    workload = scenario.workload
+    return read_trace(
+        workload.trace,
+        format=workload.format,
+        tokenizer=workload.tokenizer,
+        progress=progress,
+        warn=warn,
+    )
+
+
+def scenario_workload(
+    scenario: Scenario, specs: Sequence[InstanceSpec], trace: Trace
+) -> tuple[Workload, list[str]]:
+    """The scenario's requests, and notes on what was left out.
+
+    A request must fit every instance that may serve its model.
+    """
+    longest: dict[str, int] = {}
+    for spec in specs:
+        for name, model in spec.models.items():
+            longest[name] = min(model.max_model_len, longest.get(name, model.max_model_len))
+    return build_workload(
+        trace,
+        mix=scenario.mix,
+        slo_classes=scenario.slo,
+        arrivals=scenario.workload.arrivals,
+        rate_rps=scenario.workload.rate_rps,
+        requests=scenario.workload.requests,
+        seed=scenario.seed,
+        max_model_len=longest,
+    )
+
+
+def replay(
+    scenario: Scenario,
+    *,
+    trace: Trace | None = None,
+    warn: Warn = lambda note: None,
+    progress: Progress = lambda policy, done, total: None,
+    processes: int = 1,
+) -> list[PolicyRun]:
+    """Run the scenario's requests under each of its policies, in their order.
+
+    ``trace`` stands in for the one that the scenario names; ``warn`` gets one line about anything left
+    out. With more than one process a script must guard its start with ``if __name__ == "__main__"``.
+    Raises InputError. The same scenario gives the same runs, however many processes.
+    """
+    specs = instances(scenario)
+    workload, notes = scenario_workload(scenario, specs, trace or scenario_trace(scenario, warn))
+    for note in notes:
+        warn(note)
+    names = policies_of(scenario)
+    jobs = [partial(_run, _Run(scenario, tuple(specs), workload, name)) for name in names]
+    if processes == 1 or len(names) == 1:
+        return [
+            job(lambda done, name=name: progress(name, done, len(workload)))  # type: ignore[misc]
+            for name, job in zip(names, jobs, strict=True)
+        ]
+    return run_jobs(jobs, processes, lambda number, done: progress(names[number], done, len(workload)))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that one policy's run is made from."""
+
+    scenario: Scenario
+    instances: tuple[InstanceSpec, ...]
+    workload: Workload
+    policy: str
+
+
+def _run(job: _Run, report: Report) -> PolicyRun:
+    scenario = job.scenario
+    scheduler = scenario.scheduler
+    settings = SchedulerSettings(
+        weights={slo.name: slo.weight for slo in scenario.slo},
+        delta=scheduler.delta,
+        replan_interval_s=scheduler.replan_interval_s,
+        without=frozenset(map(Lso, scheduler.without)),
+    )
+    recorder = RunRecorder(job.instances)
+    end = simulate(
+        job.workload,
+        job.instances,
+        scenario.engine,
+        make_core(job.policy, job.instances, settings),
+        recorder,
+        solver=InlineSolver(solve),
+        engine=scenario.simulation.engine,
+        until_s=scenario.simulation.horizon_s,
+        progress=_sparse(report),
+    )
+    return conclude(job.policy, recorder, scenario.slo, end.ended_at)
+
+
+def _sparse(report: Report) -> Callable[[int, int], None]:
+    """Reports no more than a few times a second: the simulation speaks far more often."""
+    last = -math.inf
+
+    def told(done: int, requests: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.2 or done == requests:
+            last = now
+            report(done)
+
+    return told
