@@ -147,6 +147,17 @@ class Scheduler:
             del self.running[seq.request.id]
         return begun, finished
 
+    def scheduled(self) -> dict[str, int]:
+        """Tokens of each request that has a part in the iteration that was scheduled last."""
+        tokens = dict.fromkeys(self.running, 1)
+        for seq in self._skipped:
+            del tokens[seq.request.id]
+        if self._partial is not None:
+            del tokens[self._partial.request.id]
+        for seq, computed in self._chunks:
+            tokens[seq.request.id] = computed - seq.computed
+        return tokens
+
     def cached_tokens(self, iterations: int) -> int:
         """Tokens whose KV cache is on the GPU, when so many of the scheduled iterations are done."""
         decodes = self.decodes

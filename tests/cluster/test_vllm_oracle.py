@@ -1,0 +1,168 @@
+"""The simulated engine against vLLM's own scheduler, step by step.
+
+The traces are what vLLM did (``experiments/vllm_scheduler_trace.py`` recorded them and tells their form).
+"""
+
+import gzip
+import json
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from cluster.lab import instance, model, run
+
+from qlm_sim.cluster.requests import SimRequest
+from qlm_sim.cluster.scheduler import Scheduler
+from qlm_sim.core.types import ModelOnInstance, SloClass
+from qlm_sim.models.engine_config import EngineConfig
+from qlm_sim.workload.workload import Workload
+
+TRACES = Path(__file__).parent / "data" / "vllm_scheduler_traces.json.gz"
+FOREVER = 1 << 62
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration of vLLM did."""
+
+    number: int
+    tokens: dict[str, int]
+    blocks: int
+    waiting: int
+    preemptions: int
+    begun: list[str]
+    """Requests that got their first token at its end."""
+    finished: list[str]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A workload and what vLLM made of it."""
+
+    profile: ModelOnInstance
+    config: EngineConfig
+    requests: Workload
+    """Arrivals are steps; a request's deadline is its priority."""
+    steps: list[Step]
+
+
+def recorded(workload: dict[str, Any]) -> Recorded:
+    size = workload["block_size"]
+    arrival, prompt, output, priority = np.array(workload["requests"]).T
+    slos, slo_index = np.unique(priority - arrival, return_inverse=True)
+    return Recorded(
+        profile=model(
+            # vLLM keeps one block for itself.
+            kv_capacity_tokens=(workload["num_gpu_blocks"] - 1) * size,
+            max_num_seqs=workload["max_num_seqs"],
+            max_num_batched_tokens=workload["max_num_batched_tokens"],
+            max_model_len=workload["max_model_len"],
+        ),
+        config=EngineConfig(
+            block_size=size,
+            scheduling_policy=workload["policy"],
+            scheduler_reserve_full_isl=workload["scheduler_reserve_full_isl"],
+        ),
+        requests=Workload(
+            ids=[f"r{number:02}" for number in range(len(arrival))],
+            arrival_s=arrival.astype(np.float64),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            max_tokens=output,
+            models=("m",),
+            model_index=np.zeros(len(arrival), dtype=np.int64),
+            slo_classes=tuple(SloClass(str(slo), ttft_s=float(slo)) for slo in slos),
+            slo_index=slo_index.astype(np.int64),
+        ),
+        steps=[Step(*step) for step in workload["steps"]],
+    )
+
+
+WORKLOADS = [recorded(each) for each in json.loads(gzip.decompress(TRACES.read_bytes()))["workloads"]]
+each_workload = pytest.mark.parametrize("vllm", WORKLOADS, ids=range(len(WORKLOADS)))
+
+
+def replay(vllm: Recorded, longest: int) -> list[Step]:
+    """What our scheduler does with the same requests, in leaps of at most ``longest`` iterations."""
+    scheduler = Scheduler(vllm.profile, vllm.config)
+    arriving = [SimRequest(request, output) for request, output in vllm.requests.requests()]
+    arriving.reverse()
+    steps: list[Step] = []
+    number = 0
+    while arriving or scheduler.running or scheduler.waiting:
+        if not (scheduler.running or scheduler.waiting):
+            number = max(number, int(arriving[-1].request.arrived_at))
+        while arriving and arriving[-1].request.arrived_at <= number:
+            scheduler.add(arriving.pop())
+        until_arrival = int(arriving[-1].request.arrived_at) - number if arriving else FOREVER
+        before = scheduler.preemptions
+        iterations = scheduler.schedule(min(longest, until_arrival))
+        leap = [
+            Step(
+                number + done,
+                scheduler.scheduled(),
+                scheduler.used_blocks(done, under_way=True),
+                len(scheduler.waiting),
+                scheduler.preemptions - before if done == 0 else 0,
+                [],
+                [],
+            )
+            for done in range(iterations)
+        ]
+        begun, finished = scheduler.complete(iterations)
+        leap[-1].begun.extend(sorted(seq.request.id for seq in begun))
+        leap[-1].finished.extend(sorted(seq.request.id for seq in finished))
+        steps += leap
+        number += iterations
+    return steps
+
+
+@each_workload
+@pytest.mark.parametrize("longest", [1, 7, FOREVER], ids=["stepping", "leaps-of-7", "leap"])
+def test_every_iteration_schedules_what_vllm_does(vllm: Recorded, longest: int) -> None:
+    for ours, theirs in zip(replay(vllm, longest), vllm.steps, strict=True):
+        assert ours == theirs
+
+
+@each_workload
+@pytest.mark.parametrize("engine", ["stepping", "leap"])
+def test_a_whole_run_has_vllms_times_and_its_state_in_between(
+    vllm: Recorded, engine: Literal["stepping", "leap"]
+) -> None:
+    """Iterations take one second, so a step's number is its start; reports come in its middle too."""
+    log, _ = run(
+        vllm.requests,
+        instance(models={"m": vllm.profile}),
+        vllm.config,
+        engine=engine,
+        report_interval_s=0.5,
+    )
+    steps = vllm.steps
+    assert log.first_tokens() == {each: step.number + 1.0 for step in steps for each in step.begun}
+    assert log.finishes() == {each: step.number + 1.0 for step in steps for each in step.finished}
+    blocks = vllm.profile.kv_capacity_tokens // vllm.config.block_size
+    preemptions = accumulate(step.preemptions for step in steps)
+    assert {
+        now: (round(report.kv_utilization * blocks), report.waiting, report.preemptions)
+        for now, report in log.reports()
+        if now % 1.0 and report.running
+    } == {
+        step.number + 0.5: (step.blocks, step.waiting, preempted)
+        for step, preempted in zip(steps, preemptions, strict=True)
+    }
+
+
+def test_the_traces_cover_what_the_rules_are_about() -> None:
+    """Both policies preempt, prompts come in chunks, requests reach the longest context."""
+    for policy in ("fcfs", "priority"):
+        of_policy = [each for each in WORKLOADS if each.config.scheduling_policy == policy]
+        assert len(of_policy) > 20
+        assert sum(step.preemptions for each in of_policy for step in each.steps) > 100
+    longest = [
+        np.max(each.requests.prompt_tokens + each.requests.output_tokens) >= each.profile.max_model_len
+        for each in WORKLOADS
+    ]
+    assert any(longest)
