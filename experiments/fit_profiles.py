@@ -1,6 +1,6 @@
 """Fits the kernel part of every GPU profile to measured kernel tables, and writes it into the profile.
 
-    python experiments/fit_profiles.py --data ../shared/profiles
+    python experiments/fit_profiles.py --data ../shared > experiments/results/profile_fits.md
 
 An iteration's time is the sum of its measured kernels: four matrix products and one attention per layer,
 the head, and the small kernels between. Matrix products enter the profile as an efficiency curve over
@@ -14,7 +14,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import kernel_tables as tables
@@ -39,6 +39,8 @@ SMALL_KERNELS_S = 8.8e-6
 tables: 2 x 1.9 + 2.2 + 2.6 us)."""
 SIDE_EFFICIENCY = 0.8
 """Share of the bandwidth that the small kernels reach on large inputs (aiconfigurator's own factor)."""
+MOST_OF_BANDWIDTH = 0.88
+"""Most that products reach of the memory bandwidth in any table (H100, Llama-2-70B at tp 2)."""
 
 
 @dataclass(frozen=True)
@@ -213,13 +215,11 @@ def fit(kernels: Kernels, gpu: Gpu, model: ModelSpec, tp: int) -> Fit:
         return np.array([abs(predicted(shape) / seconds - 1) for shape, seconds in measured(held_out)])
 
     held_out = errors(held_out=True)
-    return Fit(
-        **{
-            **vars(found),
-            "train_mape": float(errors(held_out=False).mean()),
-            "held_out_mape": float(held_out.mean()),
-            "held_out_worst": float(held_out.max()),
-        }
+    return replace(
+        found,
+        train_mape=float(errors(held_out=False).mean()),
+        held_out_mape=float(held_out.mean()),
+        held_out_worst=float(held_out.max()),
     )
 
 
@@ -323,6 +323,7 @@ def fit_aiconfigurator(data: Path, file: str, name: str, also: str | None = None
     products = tables.read_products(folder, name, gpu.bandwidth, gpu.flops)
     print(f"{name}: {products.rejected} rows of matrix products rejected", file=sys.stderr)
     source = f"aiconfigurator {name}, kernels of vLLM 0.14"
+    link_source = f"aiconfigurator {name}, the faster of vLLM's all-reduce and NCCL"
     links = {tp: fit_link(folder, name, tp) for tp in DEGREES[1:]}
     fits = []
     for model in map(load_model, model_names()):
@@ -342,25 +343,45 @@ def fit_aiconfigurator(data: Path, file: str, name: str, also: str | None = None
     )
     if also:
         cousin = read_gpu(also)
-        entries = [
-            kernel_text(model, tp, found, "estimate", f"efficiencies of {file}: {source}")
-            for model, tp, found in fits
-            if model.weight_bytes / tp <= MOST_KV_BYTES * cousin.memory
-        ]
+        held = [entry for entry in fits if entry[0].weight_bytes / entry[1] <= MOST_KV_BYTES * cousin.memory]
+        note = f"rates of {file} ({source}), at most {MOST_OF_BANDWIDTH} of the bandwidth"
         write(
             cousin,
-            [
-                link_text(tp, *link, "fitted", f"aiconfigurator {name}, vLLM and NCCL")
-                for tp, link in links.items()
-            ]
-            + entries,
+            [link_text(tp, *link, "fitted", link_source) for tp, link in links.items()]
+            + [
+                kernel_text(model, tp, transferred(found, gpu, cousin, model), "estimate", note)
+                for model, tp, found in held
+            ],
         )
+
+
+def transferred(found: Fit, gpu: Gpu, cousin: Gpu, model: ModelSpec) -> Fit:
+    """The fit of a GPU, for the same chip with slower memory: the same bytes/s as far as that has them."""
+    faster = gpu.bandwidth / cousin.bandwidth
+    curve = []
+    for tokens, efficiency in zip(TOKEN_GRID, found.products_efficiency, strict=True):
+        flops_s = tokens * model.flops_per_token / gpu.flops
+        seconds = max(
+            max(model.layer_bytes / gpu.bandwidth, flops_s) / efficiency,
+            model.layer_bytes / cousin.bandwidth / MOST_OF_BANDWIDTH,
+        )
+        curve.append(round(max(model.layer_bytes / cousin.bandwidth, flops_s) / seconds, 4))
+    return replace(
+        found,
+        products_efficiency=curve,
+        head_efficiency=min(MOST_OF_BANDWIDTH, found.head_efficiency * faster),
+        kv_efficiency=min(MOST_OF_BANDWIDTH, found.kv_efficiency * faster),
+        held_out_mape=0.0,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=os.environ.get("QLM_DATA", "../shared/profiles"))
-    data = parser.parse_args().data
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("QLM_DATA", "../shared")))
+    data = parser.parse_args().data / "profiles"
+    print("# Fits of the profiles to kernel tables\n")
+    print("Made by `python experiments/fit_profiles.py > experiments/results/profile_fits.md`. Errors are of")
+    print("whole iterations; held-out shapes took no part in the fit.\n")
     print(
         "| GPU | model | tp | train MAPE | held-out MAPE | held-out worst "
         "| ep(1) | ep(2048) | ek | ea | layer µs |"

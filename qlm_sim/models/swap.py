@@ -7,9 +7,10 @@ Knows bytes and rates only.
 from qlm_sim.models.hardware import GpuProfile
 from qlm_sim.models.specs import ModelSpec
 
-LOADER_BYTES_PER_S = 4e9
-"""Rate at which one process reads safetensors into host memory however fast the storage is: measured
-5.3 (H100, 65 GB), 3.6 (H100, 16 GB), 3.2 (A100, 8 GB) and 2.7 GB/s (A5000, 13 GB) from the page cache."""
+LOADER_BYTES_PER_S = 5e9
+"""Rate at which one process reads safetensors into host memory however fast the storage is. Estimate: whole
+loads from the page cache ran at 5.3 (H100, 65 GB), 3.6 (H100, 16 GB), 3.2 (A100, 8 GB) and 2.7 GB/s (A5000,
+13 GB), the copy to the GPU included; with that copy apart, 5 GB/s leaves +19, -12, -7 and -27 %."""
 
 
 def host_rate(gpu: GpuProfile, tp: int) -> float:
