@@ -76,12 +76,12 @@ def workload(
     models: Sequence[str] = (),
     slo_s: Sequence[float] = (),
 ) -> Workload:
-    """Rows of (arrival, prompt tokens, output tokens), named r0, r1, ...; SLOs are on TTFT."""
+    """Rows of (arrival, prompt tokens, output tokens), named r0, r1, ... (so that names sort); SLOs are on TTFT."""
     names = tuple(dict.fromkeys(models)) or ("m",)
     slos = tuple(dict.fromkeys(slo_s)) or (20.0,)
     count = len(rows)
     return Workload(
-        ids=[f"r{i}" for i in range(count)],
+        ids=[f"r{i:0{len(str(count - 1))}}" for i in range(count)],
         arrival_s=np.array([row[0] for row in rows], dtype=np.float64),
         prompt_tokens=np.array([row[1] for row in rows], dtype=np.int64),
         output_tokens=np.array([row[2] for row in rows], dtype=np.int64),
