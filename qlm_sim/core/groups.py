@@ -23,6 +23,11 @@ class GroupKey:
     late: bool = False
     """Their deadline passed while they waited."""
 
+    @property
+    def decided(self) -> bool:
+        """Whether their SLO can no longer be met or missed by what is done now."""
+        return self.served or self.late
+
 
 def prompt_band(prompt_tokens: int) -> int:
     """0 for prompts below 4096 tokens, then one band per factor of four."""

@@ -15,10 +15,11 @@ from qlm_sim.core.lifecycle import State, Tracked
 from qlm_sim.core.lso import fits
 from qlm_sim.core.plan import Plan, PlanProblem
 from qlm_sim.estimator.service import ServiceEstimator
-from qlm_sim.policies.snapshot import SnapshotTaker, visit_rate
+from qlm_sim.policies.snapshot import SnapshotTaker, best_visit
 from qlm_sim.solver.search import insertion
 
 _NEVER = float("inf")
+_UNLIMITED = 2**62
 MAX_EVICTIONS = 3
 """Most times that one request is evicted to make room for a more urgent one of its model."""
 
@@ -58,6 +59,8 @@ class QlmPolicy:
                 self._capable.setdefault(model, []).append(ledger)
         self._switch_at: dict[str, float] = {}
         """By instance: when a deadline will force it to another model, if nothing changes."""
+        self._stay_s: dict[str, float] = {}
+        """By instance: how long the visit to its loaded model should last to be worth its swap."""
         self._miss_share = 0.0
         """Share of the requests that can still be met which the plan in force expects to miss."""
         self._replan_at = _NEVER
@@ -75,7 +78,8 @@ class QlmPolicy:
         return (self._join(item, key, now).instance,)
 
     def _join(self, item: Tracked, key: GroupKey, now: float) -> RequestGroup:
-        group, new = self._table.join(item, key, self._group_limit(key.model))
+        limit = _UNLIMITED if key.decided else self._group_limit(key.model)
+        group, new = self._table.join(item, key, limit)
         if new:
             self._place(group, now)
             if self._balancing and self._replan_at == _NEVER:
@@ -98,6 +102,13 @@ class QlmPolicy:
     def _place(self, group: RequestGroup, now: float) -> None:
         """Put a new group on a virtual queue until the next plan."""
         model = group.key.model
+        if group.key.decided:
+            # Nothing can be missed any more: behind the others of its model, where it was.
+            group.instance = group.head.instance
+            queue = self._queues[group.instance]
+            same = [p for p, other in enumerate(queue) if other.key.model == model]
+            queue.insert(same[-1] + 1 if same else len(queue), group)
+            return
         capable = self._capable[model]
         best = None
         least = _NEVER
@@ -127,8 +138,10 @@ class QlmPolicy:
         """Move requests whose deadline has passed to a late group of their kind."""
         key = group.key
         late_key = GroupKey(key.model, key.slo_class, key.band, key.served, late=True)
+        home = group.instance
         while group.items and group.first_deadline < now:
             item = group.head
+            item.instance = home
             self.discard(item)
             self._join(item, late_key, now)
 
@@ -137,7 +150,7 @@ class QlmPolicy:
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         queue = self._queues[ledger.id]
         for group in list(queue):
-            if not group.key.late and group.first_deadline < now:
+            if not group.key.decided and group.first_deadline < now:
                 self._relegate_late(group, now)
         self._switch_at.pop(ledger.id, None)
         resident = next((g for g in queue if g.key.model == ledger.model), None)
@@ -149,16 +162,6 @@ class QlmPolicy:
 
     def _should_switch(self, ledger: InstanceLedger, resident: RequestGroup | None, now: float) -> bool:
         """Whether to leave the loaded model for that of the first group of the queue."""
-        if resident is None and not ledger.running:
-            return True
-        loaded = ledger.model
-        if loaded is not None and now < ledger.loaded_at + ledger.swap_s(loaded):
-            # Just swapped: serve for at least as long as the swap took.
-            self._switch_at[ledger.id] = ledger.loaded_at + ledger.swap_s(loaded)
-            return False
-        if resident is not None:
-            # The plan puts other work before the loaded model's.
-            return True
         queue = self._queues[ledger.id]
         model = queue[0].key.model
         overhead_s = self._snapshot.leave_s(ledger, now) + ledger.swap_s(model)
@@ -169,23 +172,39 @@ class QlmPolicy:
             if group.key.model != model:
                 continue
             service = self._snapshot.service_on(ledger, group)
-            if not group.key.late and not group.key.served:
+            if not group.key.decided:
                 undecided += len(group)
                 start_s = overhead_s + service_s + service.prefill_s
                 force_at = min(force_at, group.first_deadline - start_s - self._margin_s(start_s))
             requests += len(group)
             service_s += len(group) * (service.prefill_s + service.decode_s)
         service = self._snapshot.service_on(ledger, queue[0])
-        # The time that the swap takes could serve others, of whom that share is about to miss.
-        lost = self._miss_share * overhead_s / (service.prefill_s + service.decode_s)
-        if undecided > lost:
-            if force_at <= now:
-                return True
-            self._switch_at[ledger.id] = force_at
-        if visit_rate(service, requests, overhead_s) > self._snapshot.batch_use(ledger):
-            self._switch_at.pop(ledger.id, None)
-            return True
-        return False
+        visit = best_visit(service, requests, overhead_s)
+        if self._may_leave(ledger, resident, visit.rate, now):
+            go = True
+        else:
+            # The time that the swap takes could serve others, of whom that share is about to miss.
+            lost = self._miss_share * overhead_s / (service.prefill_s + service.decode_s)
+            settled_at = ledger.loaded_at + ledger.swap_s(ledger.model or model)
+            force_at = max(force_at, settled_at) if undecided > lost else _NEVER
+            go = force_at <= now
+            self._switch_at[ledger.id] = min(force_at, max(now, self._stay_until(ledger)))
+        if go:
+            self._stay_s[ledger.id] = visit.stay_s
+        return go
+
+    def _stay_until(self, ledger: InstanceLedger) -> float:
+        """When the visit under way has been worth its swap."""
+        return ledger.loaded_at + self._stay_s.get(ledger.id, 0.0)
+
+    def _may_leave(
+        self, ledger: InstanceLedger, resident: RequestGroup | None, elsewhere: float, now: float
+    ) -> bool:
+        """Whether no deadline needs to force the instance away from its model."""
+        if resident is not None:
+            # The plan puts other work before the loaded model's: not before the visit has paid.
+            return now >= self._stay_until(ledger)
+        return elsewhere > self._snapshot.batch_use(ledger)
 
     @staticmethod
     def _margin_s(ahead_s: float) -> float:
@@ -257,7 +276,7 @@ class QlmPolicy:
         if plan.number != self._problems:
             return ()
         groups = self._table.groups
-        undecided = sum(len(g) for g in groups.values() if not (g.key.late or g.key.served))
+        undecided = sum(len(g) for g in groups.values() if not g.key.decided)
         self._miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
         planned: set[int] = set()
         for name in self._queues:

@@ -1,6 +1,7 @@
 """Ledgers and groups, seen as the solver's problem: relative times, expected service, free room."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import exp
 
 from qlm_sim.core.groups import RequestGroup
@@ -71,7 +72,7 @@ class SnapshotTaker:
             model=key.model,
             requests=len(group),
             weight=self._weights.get(key.slo_class, 1.0),
-            decided=key.late or key.served,
+            decided=key.decided,
             first_deadline_s=group.first_deadline - now,
             last_deadline_s=group.last_deadline - now,
             service={
@@ -136,23 +137,34 @@ class SnapshotTaker:
         return _throughput(profile, min(running, full), each) / _throughput(profile, full, each)
 
 
-def visit_rate(service: GroupService, requests: int, overhead_s: float) -> float:
-    """Best share of a full batch's work that a visit to a model gets done per second.
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What a visit to a model would be: how long to stay, and what it gets done."""
 
-    The visit costs ``overhead_s``, then prefills what waits, runs a full batch as long as there is
-    one, and after that the batch decays as requests finish, with time constant batch · decode_s. Like
-    a forager, an instance should leave its model when its rate falls below what the next one offers
-    on the whole (marginal value theorem, Charnov 1976).
+    stay_s: float
+    """Seconds from the end of the swap."""
+    rate: float
+    """Work done per second, the swap's time included, as a share of a full batch's."""
+
+
+def best_visit(service: GroupService, requests: int, overhead_s: float) -> Visit:
+    """The visit that gets most done per second.
+
+    A visit costs ``overhead_s``, then prefills what waits, runs a full batch as long as there is one,
+    and after that the batch decays as requests finish, with time constant batch · decode_s. Like a
+    forager, an instance should leave its model when its rate falls below what the next one offers on
+    the whole (marginal value theorem, Charnov 1976).
     """
     batch = service.batch
-    prefill_s = requests * service.prefill_s
-    full_s = max(0.0, requests - batch) * service.decode_s
+    full_s = requests * service.prefill_s + max(0.0, requests - batch) * service.decode_s
     decay_s = batch * service.decode_s
     share = min(1.0, requests / batch)
-    best = 0.0
+    best = Visit(0.0, 0.0)
     for decays in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0):
-        work_s = prefill_s + full_s + share * decay_s * (1 - exp(-decays))
-        best = max(best, work_s / (overhead_s + prefill_s + full_s + decays * decay_s))
+        stay_s = full_s + decays * decay_s
+        rate = (full_s + share * decay_s * (1 - exp(-decays))) / (overhead_s + stay_s)
+        if rate > best.rate:
+            best = Visit(stay_s, rate)
     return best
 
 
