@@ -6,7 +6,7 @@ Puts the parts together and knows the inside of none. Runs share nothing, so the
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from qlm_sim.cluster.simulation import simulate
@@ -120,7 +120,10 @@ def _run(job: _Run, report: Report) -> PolicyRun:
     end = simulate(
         job.workload,
         job.instances,
-        scenario.engine,
+        replace(
+            scenario.engine,
+            scheduling_policy=POLICIES[job.policy].engine_scheduling or scenario.engine.scheduling_policy,
+        ),
         make_core(job.policy, job.instances, settings),
         recorder,
         solver=InlineSolver(solve),

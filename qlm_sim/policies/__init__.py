@@ -33,6 +33,12 @@ class PolicyEntry:
 
     summary: str
     make: Callable[[ServiceEstimator, SchedulerSettings], Policy]
+    engine_scheduling: str | None = None
+    """The engine's own scheduling policy that it needs, where not the scenario's."""
+
+
+def _central(name: str, summary: str, rank: central.RankFunction) -> PolicyEntry:
+    return PolicyEntry(summary, lambda estimator, settings: central.CentralPolicy(name, rank))
 
 
 POLICIES: dict[str, PolicyEntry] = {
@@ -40,9 +46,23 @@ POLICIES: dict[str, PolicyEntry] = {
         "first come, first served per instance, least-loaded dispatch",
         lambda estimator, settings: VllmPolicy(estimator),
     ),
-    "edf": PolicyEntry(
-        "earliest deadline first over the whole cluster",
-        lambda estimator, settings: central.CentralPolicy("edf", central.edf),
+    "priority": PolicyEntry(
+        "as vllm, with the engines' priority scheduling by deadline",
+        lambda estimator, settings: VllmPolicy(estimator),
+        engine_scheduling="priority",
+    ),
+    "static": _central("static", "oldest first on the models that are loaded; no swaps", central.static),
+    "collate": _central(
+        "collate", "all of the loaded model before the next one (llama-swap)", central.collate
+    ),
+    "flow-control": _central(
+        "flow-control",
+        "strict bands by SLO, held back while an engine is saturated (llm-d)",
+        central.flow_control,
+    ),
+    "edf": _central("edf", "earliest deadline first over the whole cluster", central.edf),
+    "edf-batched": _central(
+        "edf-batched", "earliest deadline first, the loaded model before others", central.edf_batched
     ),
     "shepherd": PolicyEntry(
         "SHEPHERD: periodic plan of models onto instances, largest feasible batch first",
