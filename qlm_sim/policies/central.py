@@ -19,7 +19,7 @@ RankFunction = Callable[[Tracked, InstanceLedger, float], Rank | None]
 """(head of a group, instance, now) to its rank there; None: not to be served there now."""
 
 STARVATION_S = 60.0
-"""How long ``collate`` lets another model's request wait before it goes first."""
+"""Seconds that a model may stay loaded while a request for another one waits as long (``collate``)."""
 SATURATED_KV = 0.8
 """Share of KV blocks in use at which ``flow_control`` holds requests back: llm-d's default."""
 
@@ -37,11 +37,12 @@ def edf_batched(head: Tracked, ledger: InstanceLedger, now: float) -> Rank:
 
 
 def collate(head: Tracked, ledger: InstanceLedger, now: float) -> Rank:
-    """All of the loaded model before the next one, oldest first; who waits too long goes first."""
+    """All of the loaded model before the next one, oldest first, within a bound on starvation."""
     arrived_at = head.request.arrived_at
     if head.request.model == ledger.model:
         return 1.0, arrived_at
-    return (0.0 if now - arrived_at > STARVATION_S else 2.0), arrived_at
+    starved = now - max(arrived_at, ledger.loaded_at) > STARVATION_S
+    return (0.0 if starved else 2.0), arrived_at
 
 
 def flow_control(head: Tracked, ledger: InstanceLedger, now: float) -> Rank | None:

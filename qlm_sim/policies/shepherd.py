@@ -73,15 +73,17 @@ class ShepherdPolicy:
         sizes: Counter[str] = Counter()
         for group in mine:
             sizes[group.key.model] += len(group)
-        chosen = max(sizes, key=lambda m: (min(sizes[m], self._batch_limit(ledger, m, mine)), m))
+        offered = {model: min(n, self._batch_limit(ledger, model, mine)) for model, n in sizes.items()}
+        chosen = max(offered, key=lambda model: (offered[model], model))
         loaded = ledger.model
-        if chosen != loaded and ledger.running:
-            offered = min(sizes[chosen], self._batch_limit(ledger, chosen, mine))
-            if offered < LAMBDA * len(ledger.running):
-                chosen = loaded if loaded is not None and sizes[loaded] else chosen
-                if chosen != loaded:
-                    return None
-        if chosen == loaded and len(ledger.running) >= self._batch_limit(ledger, chosen, mine):
+        running = len(ledger.running)
+        # What runs and what waits to join it make the batch that another one must beat.
+        batch = running + offered.get(loaded, 0) if loaded is not None else 0
+        if chosen != loaded and batch and offered[chosen] < LAMBDA * batch:
+            if loaded not in offered:
+                return None
+            chosen = loaded
+        if chosen == loaded and running >= self._batch_limit(ledger, chosen, mine):
             return None
         group = min((g for g in mine if g.key.model == chosen), key=lambda g: _urgency(g, now))
         return group.head
