@@ -89,7 +89,9 @@ class Table:
         try:
             if isinstance(cells, pa.ChunkedArray):
                 if cells.null_count == 0 and not pa.types.is_boolean(cells.type):
-                    return np.asarray(pc.cast(cells, pa.float64()).to_numpy(), dtype=np.float64)
+                    chunks = pc.cast(cells, pa.float64()).chunks
+                    # Not to_numpy(), which loads pandas.
+                    return np.concatenate([np.from_dlpack(chunk) for chunk in chunks])
             elif {type(cell) for cell in cells} <= {int, float}:
                 return np.array(cells, dtype=np.float64)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
