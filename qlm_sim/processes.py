@@ -6,6 +6,8 @@ Knows nothing of what the jobs do. Results come back in the order of the jobs, w
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -24,6 +26,7 @@ def run_jobs(jobs: Sequence[Job], at_once: int, report: Callable[[int, Any], Non
     then, and when this is interrupted, the other jobs are ended as well.
     """
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # or its start would undo the mask below
     results: dict[int, Any] = {}
     running: dict[Connection, tuple[int, SpawnProcess]] = {}
     waiting = list(enumerate(jobs))[::-1]
@@ -31,11 +34,14 @@ def run_jobs(jobs: Sequence[Job], at_once: int, report: Callable[[int, Any], Non
         while waiting or running:
             while waiting and len(running) < at_once:
                 number, job = waiting.pop()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(job, theirs), daemon=True)
-                process.start()
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(theirs,), daemon=True)
+                unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+                process.start()  # inherits the mask: Ctrl-C is for us, who end it
+                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
                 theirs.close()
                 running[ours] = number, process
+                ours.send(job)
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
                 number, process = running[connection]
@@ -58,10 +64,11 @@ def run_jobs(jobs: Sequence[Job], at_once: int, report: Callable[[int, Any], Non
     return [results[number] for number in range(len(jobs))]
 
 
-def _work(job: Job, connection: Connection) -> None:
-    """What a process does: Ctrl-C is for its parent, which ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        connection.send(("result", job(lambda value: connection.send(("report", value)))))
-    except InputError as error:
-        connection.send(("error", str(error)))
+def _work(connection: Connection) -> None:
+    """What a process does. It ends quietly when nobody listens any more."""
+    with suppress(EOFError, ConnectionError):
+        job = connection.recv()
+        try:
+            connection.send(("result", job(lambda value: connection.send(("report", value)))))
+        except InputError as error:
+            connection.send(("error", str(error)))

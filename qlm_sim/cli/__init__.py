@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from qlm_sim import __version__
 from qlm_sim.cli import policies, profile, replay, scenario
@@ -24,7 +23,7 @@ _EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     try:
-        args = _parser().parse_args(argv)
+        args = build_parser().parse_args(argv)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
@@ -39,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _parser() -> Parser:
+def build_parser() -> Parser:
+    """The parser of all commands."""
     parser = Parser(
         prog="qlm-sim", description="Queue management for LLM serving, simulated.", epilog=_EXAMPLES
     )
@@ -48,8 +48,3 @@ def _parser() -> Parser:
     for command in (replay, scenario, profile, policies):
         command.add_to(commands)
     return parser
-
-
-def run() -> NoReturn:
-    """Entry point of ``python -m qlm_sim``."""
-    sys.exit(main())

@@ -3,10 +3,10 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qlm_sim.config import Scenario, table_of
-from qlm_sim.models.specs import load_model
+if TYPE_CHECKING:
+    from qlm_sim.config import Scenario
 
 Overrides = dict[str, tuple[str, Any]]
 """Dotted key of a scenario to (flag, value); the value None takes the key away."""
@@ -95,7 +95,7 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def overrides(args: argparse.Namespace, base: Scenario) -> Overrides:
+def overrides(args: argparse.Namespace, base: "Scenario") -> Overrides:
     """What the flags and the TRACE argument change in ``base``."""
     changes: Overrides = {}
     if args.trace is not None and args.trace != base.workload.trace:
@@ -111,8 +111,10 @@ def overrides(args: argparse.Namespace, base: Scenario) -> Overrides:
     return changes | _cluster(args, base)
 
 
-def _cluster(args: argparse.Namespace, base: Scenario) -> Overrides:
+def _cluster(args: argparse.Namespace, base: "Scenario") -> Overrides:
     """One group of like instances, where a flag speaks of the cluster; --model changes the mix as well."""
+    from qlm_sim.config import table_of
+
     given = {flag: getattr(args, flag[2:].replace("-", "_")) for flag in ("--gpu", "--count", "--tp")}
     models, configs = _models(args)
     named = [flag for flag, value in given.items() if value is not None] + (["--model"] if models else [])
@@ -133,13 +135,17 @@ def _cluster(args: argparse.Namespace, base: Scenario) -> Overrides:
 
 def _models(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """Names of --model and --model-config, and the table [models] of the latter."""
+    from qlm_sim.models.specs import load_model
+
     paths = [Path(path) for path in args.model_config or ()]
     configs = {load_model(path).name: {"config": str(path.resolve())} for path in paths}
     return [*(args.model or ()), *configs], configs
 
 
-def _spread(base: Scenario, models: list[str]) -> list[dict[str, Any]]:
+def _spread(base: "Scenario", models: list[str]) -> list[dict[str, Any]]:
     """The mix as it is, each entry over other models evenly."""
+    from qlm_sim.config import table_of
+
     parts = len(models)
     return [
         table_of(

@@ -5,9 +5,16 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from qlm_sim.cli.flags import add_scenario_flags, overrides
+from qlm_sim.cli.interrupts import deferred
 from qlm_sim.cli.parser import Commands
-from qlm_sim.cli.progress import progress, say
+from qlm_sim.cli.progress import Update, progress, say
+
+if TYPE_CHECKING:
+    from qlm_sim.config import Scenario
+    from qlm_sim.workload.workload import Trace
 
 _EXAMPLES = """examples:
   qlm-sim replay                                       the default scenario, every policy
@@ -28,8 +35,6 @@ def add_to(commands: Commands) -> None:
         "stdout; summary.json, requests.parquet, figures and report.html to --out.",
         epilog=_EXAMPLES,
     )
-    from qlm_sim.cli.flags import add_scenario_flags
-
     parser.add_argument(
         "trace",
         nargs="?",
@@ -49,30 +54,21 @@ def add_to(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    with deferred():
+        from rich.console import Console
 
-    from qlm_sim.cli.flags import overrides
-    from qlm_sim.config import DEFAULT_SCENARIO, load_scenario, table_of
-    from qlm_sim.config.toml import toml_text
-    from qlm_sim.replay import policies_of, replay, scenario_trace
-    from qlm_sim.report.table import print_comparison
-    from qlm_sim.report.write import check_output, summary_json, write_results
+        from qlm_sim.config import table_of
+        from qlm_sim.config.toml import toml_text
+        from qlm_sim.replay import policies_of, replay
+        from qlm_sim.report.table import print_comparison
+        from qlm_sim.report.write import check_output, summary_json, write_results
 
-    source = args.scenario or DEFAULT_SCENARIO
-    base = load_scenario(source)
-    changes = overrides(args, base)
-    scenario = load_scenario(source, changes)
+    scenario = resolve(args)
     out = Path(args.out or Path("runs") / scenario.name)
     check_output(out)
-
     notes: list[str] = []
     with progress(args.quiet) as update:
-        trace = scenario_trace(
-            scenario, notes.append, lambda done, size: update("reading the trace", done, size)
-        )
-        if "workload.trace" in changes and args.arrivals is None and trace.arrival_s is not None:
-            own_times = replace(scenario.workload, arrivals="trace", rate_rps=args.rate)
-            scenario = replace(scenario, workload=own_times)
+        trace, scenario = read(args, scenario, notes, update)
         runs = replay(
             scenario,
             trace=trace,
@@ -83,21 +79,43 @@ def run(args: argparse.Namespace) -> int:
     for note in notes:
         say(f"note: {note}", args.quiet)
     table = table_of(scenario)
-    write_results(
-        out,
-        runs,
-        table,
-        title=f"QLM replay: {scenario.name}",
-        command="qlm-sim replay --scenario summary.json",
-        scenario_toml=toml_text(table),
-        notes=notes,
-    )
+    with deferred():
+        write_results(
+            out,
+            runs,
+            table,
+            title=f"QLM replay: {scenario.name}",
+            command="qlm-sim replay --scenario summary.json",
+            scenario_toml=toml_text(table),
+            notes=notes,
+        )
     if args.json:
         sys.stdout.write(summary_json(runs, table))
     else:
         print_comparison(runs, Console(file=sys.stdout))
         print(f"report: {out / 'report.html'}")
     return 0
+
+
+def resolve(args: argparse.Namespace) -> "Scenario":
+    """The scenario, and what flags change in it."""
+    from qlm_sim.config import DEFAULT_SCENARIO, load_scenario
+
+    source = args.scenario or DEFAULT_SCENARIO
+    return load_scenario(source, overrides(args, load_scenario(source)))
+
+
+def read(
+    args: argparse.Namespace, scenario: "Scenario", notes: list[str], update: Update
+) -> "tuple[Trace, Scenario]":
+    """The trace, and the scenario with the times of a trace that was given on the command line."""
+    from qlm_sim.replay import scenario_trace
+
+    trace = scenario_trace(scenario, notes.append, lambda done, size: update("reading the trace", done, size))
+    if args.trace is not None and args.arrivals is None and trace.arrival_s is not None:
+        own_times = replace(scenario.workload, arrivals="trace", rate_rps=args.rate)
+        scenario = replace(scenario, workload=own_times)
+    return trace, scenario
 
 
 def _cpus() -> int:

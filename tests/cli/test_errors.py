@@ -26,7 +26,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("replay --horizon 0", "--horizon: found 0.0, expected a number above 0"),
         ("replay --seed -1", "--seed: found -1, expected a whole number at least 0"),
         ("replay --arrivals sometimes", "--arrivals: arrivals 'sometimes' are unknown"),
-        ("replay --policy qml", "--policy: found 'qml'; did you mean 'qlm'? known: vllm, edf"),
+        ("replay --policy qml", "--policy: found 'qml'; did you mean 'qlm'? known: vllm, "),
         ("replay --policy qlm --policy qlm", "--policy: 'qlm' is given twice"),
         ("replay --without swaps", "--without: found 'swaps'; did you mean 'swapping'?"),
         ("replay --engine jumping", "--engine: found 'jumping'; known: leap, stepping"),
