@@ -21,9 +21,10 @@ _OURS = ("summary.json", "requests.parquet", "report.html")
 
 
 def summary_json(runs: Sequence[PolicyRun], scenario: Mapping[str, Any]) -> str:
-    """The text of summary.json: keys sorted, floats of 9 significant digits, null for no value."""
-    document = {"scenario": scenario, "policies": {run.name: run.summary for run in runs}}
-    return json.dumps(_plain(document), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    """The text of summary.json: keys sorted, figures of 9 significant digits, null for no value."""
+    # The scenario keeps every digit: it must repeat the run.
+    document = {"scenario": scenario, "policies": _plain({run.name: run.summary for run in runs})}
+    return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def check_output(out_dir: Path) -> None:
