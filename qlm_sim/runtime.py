@@ -109,7 +109,8 @@ class Runtime:
     @property
     def wake_at(self) -> float:
         """When ``settle`` wants to be called though nothing happens, in seconds."""
-        return min(self.core.wake_at, self.solver.ready_at)
+        wake_at, ready_at = self.core.wake_at, self.solver.ready_at
+        return wake_at if wake_at < ready_at else ready_at
 
     def settle(self, now: float) -> None:
         """Decide upon all that was posted in this instant, and send out the orders."""

@@ -13,7 +13,7 @@ from simpy.events import NORMAL
 class Clock(simpy.Environment):
     """An environment that says when an instant is over, so that ties are decided upon together."""
 
-    def run_instants(self, end_of_instant: Callable[[float], bool], until_s: float = float("inf")) -> None:
+    def run_instants(self, end_of_instant: Callable[[float], bool], until_s: float) -> None:
         """Process events up to ``until_s`` inclusive, or until none is left.
 
         ``end_of_instant(now)`` is called behind the last event of each time and may schedule more, at
@@ -21,22 +21,24 @@ class Clock(simpy.Environment):
         """
         queue = self._queue
         while queue:
-            if queue[0][0] > until_s:
+            at, _, number, event = heappop(queue)
+            if at > until_s:
                 self._now = until_s
                 return
-            now, _, number, event = heappop(queue)
-            self._now = now
             if type(event) is Alarm:
                 if number == event.number:
-                    event.number = -1
-                    event.ring(now)
+                    self._now = at
+                    event.ring(at)
+                elif at > self._now:
+                    continue
             else:
+                self._now = at
                 callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
                 for callback in callbacks:
                     callback(event)
                 if not event.ok and not event.defused:
                     raise RuntimeError(f"a SimPy event failed: {event!r}") from event.value
-            if not (queue and queue[0][0] == now) and not end_of_instant(now):
+            if not (queue and queue[0][0] <= at) and not end_of_instant(at):
                 return
 
 
@@ -51,7 +53,7 @@ class Alarm(simpy.Event):
         super().__init__(clock)
         self.ring = ring
         self.number = -1
-        """Of the setting that counts; -1 when none does."""
+        """Of the setting that counts or counted last; -1 when there is none."""
         self._queue = clock._queue
         self._numbers = clock._eid
 

@@ -4,6 +4,7 @@ stands for all of them and an iteration costs the same however many there are.
 Knows nothing of time.
 """
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from qlm_sim.cluster.requests import SimRequest
@@ -13,12 +14,12 @@ class Decodes:
     """A set of decoding sequences, their KV cache, and which of them finishes when.
 
     A sequence that joined keeps ``offset`` = ``steps`` - computed tokens, so its computed tokens are
-    ``steps - offset`` at any time, and it needs a new KV block when that is a multiple of the block
-    size: when steps ≡ offset (mod block size). Counting the offsets by that residue gives the blocks
-    of all sequences at any later step without looking at them one by one.
+    ``steps - offset`` at any time, and it takes a new KV block in the iteration that begins when they
+    are a multiple of the block size: when steps ≡ offset (mod block size). Counting the offsets by that
+    residue gives the blocks that any number of iterations takes without looking at sequences one by one.
     """
 
-    __slots__ = ("_finishes", "_joined", "_residues", "block_size", "count", "kv_tokens", "steps")
+    __slots__ = ("_finishes", "_joined", "_residues", "block_size", "blocks", "count", "kv_tokens", "steps")
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -27,34 +28,50 @@ class Decodes:
         self.count = 0
         self.kv_tokens = 0
         """Computed tokens of all sequences."""
-        self._residues = [0] * block_size
+        self.blocks = 0
+        """KV blocks that hold them."""
+        self._residues = [0] * (2 * block_size)
+        """Sequences by residue of their offset, twice over so that a window may run past the end."""
         self._finishes: list[tuple[int, int, SimRequest]] = []
         """Heap of (step, order of joining, sequence); entries of those that left are stale."""
         self._joined = 0
 
     def join(self, seq: SimRequest) -> None:
         """``seq.computed`` tokens of it are computed, and it decodes from the next iteration on."""
-        offset = seq.offset = self.steps - seq.computed
+        computed = seq.computed
+        size = self.block_size
+        offset = seq.offset = self.steps - computed
         self.count += 1
-        self.kv_tokens += seq.computed
-        self._residues[offset % self.block_size] += 1
+        self.kv_tokens += computed
+        self.blocks -= -computed // size
+        residue = offset % size
+        self._residues[residue] += 1
+        self._residues[residue + size] += 1
         self._joined += 1
         entry = seq.finish_entry = (offset + seq.last_token, self._joined, seq)
         heappush(self._finishes, entry)
 
     def leave(self, seq: SimRequest) -> None:
         """Writes ``computed`` and ``generated`` back to the sequence."""
+        size = self.block_size
         offset = seq.offset
         computed = seq.computed = self.steps - offset
         seq.generated = computed + 1 - seq.request.prompt_tokens
         seq.finish_entry = None
         self.count -= 1
         self.kv_tokens -= computed
-        self._residues[offset % self.block_size] -= 1
+        self.blocks += -computed // size
+        residue = offset % size
+        self._residues[residue] -= 1
+        self._residues[residue + size] -= 1
 
     def advance(self, iterations: int) -> None:
-        self.steps += iterations
-        self.kv_tokens += iterations * self.count
+        """So many iterations are done."""
+        count, size, steps = self.count, self.block_size, self.steps
+        start, rest = steps % size, iterations % size
+        self.blocks += iterations // size * count + sum(self._residues[start : start + rest])
+        self.steps = steps + iterations
+        self.kv_tokens += iterations * count
 
     def skip(self, seq: SimRequest) -> None:
         """Take back the last iteration's progress of a sequence that had no part in it."""
@@ -65,13 +82,17 @@ class Decodes:
     def until_finish(self) -> int:
         """Iterations until the next sequence finishes. There must be one."""
         finishes = self._finishes
-        while finishes[0][2].finish_entry is not finishes[0]:
+        entry = finishes[0]
+        while entry[2].finish_entry is not entry:
             heappop(finishes)
-        return finishes[0][0] - self.steps
+            entry = finishes[0]
+        return entry[0] - self.steps
 
-    def finished(self) -> list[SimRequest]:
+    def finished(self) -> Sequence[SimRequest]:
         """Take out the sequences that finish at this step."""
         finishes = self._finishes
+        if not finishes or finishes[0][0] > self.steps:
+            return ()
         done = []
         while finishes and finishes[0][0] <= self.steps:
             entry = heappop(finishes)
@@ -80,24 +101,20 @@ class Decodes:
                 done.append(entry[2])
         return done
 
-    def blocks(self, iterations: int = 0) -> int:
-        """KV blocks that the sequences hold after so many more iterations, if none leaves before."""
-        steps = self.steps + iterations
+    def blocks_for(self, iterations: int) -> int:
+        """KV blocks that the next so many iterations take, if no sequence joins or leaves."""
         size = self.block_size
-        unused = sum(
-            count * ((residue - steps) % size) for residue, count in enumerate(self._residues) if count
-        )
-        return (self.kv_tokens + iterations * self.count + unused) // size
+        start, rest = self.steps % size, iterations % size
+        return iterations // size * self.count + sum(self._residues[start : start + rest])
 
-    def until_full(self, blocks: int) -> int:
-        """Iterations that can be done before the sequences need more than ``blocks`` blocks in all."""
-        free = blocks - self.blocks()
-        if free < 0:
-            return 0
-        cycles, free = divmod(free, self.count)
-        iterations = cycles * self.block_size
-        residues, size = self._residues, self.block_size
-        while (need := residues[(self.steps + iterations) % size]) <= free:
-            free -= need
-            iterations += 1
-        return iterations
+    def iterations_in(self, blocks: int) -> int:
+        """Iterations that can be done with that many free blocks."""
+        size = self.block_size
+        residues = self._residues
+        cycles, blocks = divmod(blocks, self.count)
+        step = self.steps % size
+        rest = 0
+        while (needed := residues[step + rest]) <= blocks:
+            blocks -= needed
+            rest += 1
+        return cycles * size + rest

@@ -188,25 +188,21 @@ class SimEngine:
 
     def _ring(self, now: float) -> None:
         if self.state is RUNNING:
-            self._end_iterations(now)
+            leap = self._leap
+            self._busy_s += now - leap.start
+            begun, finished = self._loaded.scheduler.complete(leap.iterations)  # type: ignore[union-attr]
+            for seq in begun:
+                self._post(FirstToken(seq.request.id, seq.attempt, self._id))
+            for seq in finished:
+                request_id = seq.request.id
+                del self._store[request_id]
+                seq.engine = None
+                self._post(RequestFinished(request_id, seq.attempt, self._id, seq.generated))
         elif self.state is SWAPPING:
             self._end_swap()
-        self._wake_up()
-
-    def _end_iterations(self, now: float) -> None:
-        leap = self._leap
-        self._busy_s += now - leap.start
-        assert self._loaded is not None
-        begun, finished = self._loaded.scheduler.complete(leap.iterations)
-        for seq in begun:
-            self._post(FirstToken(seq.request.id, seq.attempt, self._id))
-        for seq in finished:
-            request_id = seq.request.id
-            del self._store[request_id]
-            seq.engine = None
-            self._post(RequestFinished(request_id, seq.attempt, self._id, seq.generated))
+        self.state = DUE
+        self._due.append(self)
         if self._evictions:
-            self.state = DUE
             for seq, attempt, keep_kv in self._evictions:
                 self.evict(now, seq.request.id, attempt, keep_kv)
             self._evictions.clear()
@@ -214,8 +210,9 @@ class SimEngine:
     def _cut(self, now: float) -> None:
         """An order came in mid-leap: stop at the end of the iteration under way."""
         leap = self._leap
-        if leap.cut(now):
-            end = leap.end(leap.iterations)
+        iterations = leap.iterations
+        end = leap.cut(now)
+        if leap.iterations < iterations:
             if end > now:
                 self._alarm.set(end)
             else:

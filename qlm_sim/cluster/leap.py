@@ -38,17 +38,20 @@ class Leap:
             done -= 1
         return done
 
-    def cut(self, now: float) -> bool:
-        """Stop at the first end of an iteration that is not before ``now``. Whether that is earlier."""
-        least = min(max(ceil(self._iterations_in(now - self.start)), 1), self.iterations)
+    def cut(self, now: float) -> float:
+        """Stop at the first end of an iteration that is not before ``now``, and return that time."""
+        iterations = self.iterations
+        least = ceil(self._iterations_in(now - self.start))
+        if least < 1:
+            least = 1
+        elif least > iterations:
+            least = iterations
         while least > 1 and self.end(least - 1) >= now:
             least -= 1
-        while least < self.iterations and self.end(least) < now:
+        while (end := self.end(least)) < now and least < iterations:
             least += 1
-        if least == self.iterations:
-            return False
         self.iterations = least
-        return True
+        return end
 
     def _iterations_in(self, elapsed_s: float) -> float:
         """The real solution of k first_s + growth_s k (k - 1) / 2 = elapsed_s."""

@@ -100,15 +100,14 @@ class Scheduler:
             return 1
         decodes = self.decodes
         count = self.tokens = self.seqs = decodes.count
-        kv_tokens = decodes.kv_tokens
-        self.kv_tokens = kv_tokens + count
+        self.kv_tokens = decodes.kv_tokens + count
         self.pairs = self.restored_tokens = 0
         iterations = decodes.until_finish()
         if iterations > longest:
             iterations = longest
-        # A sequence of c tokens holds at most (c + block_size - 1) / block_size blocks.
-        if kv_tokens + count * (iterations + self.block_size - 1) > self.blocks * self.block_size:
-            iterations = min(iterations, decodes.until_full(self.blocks))
+        free = self.blocks - decodes.blocks
+        if (iterations // self.block_size + 1) * count > free and decodes.blocks_for(iterations) > free:
+            iterations = decodes.iterations_in(free)
             if not iterations:
                 return 1 if self._mix() else self.schedule(longest)
         return iterations
@@ -140,8 +139,6 @@ class Scheduler:
             for seq in self._skipped:
                 decodes.skip(seq)
             self._skipped.clear()
-        if not decodes.count or decodes.until_finish():
-            return begun, ()
         finished = decodes.finished()
         for seq in finished:
             del self.running[seq.request.id]
@@ -170,7 +167,7 @@ class Scheduler:
     def used_blocks(self, iterations: int, *, under_way: bool) -> int:
         """KV blocks in use by then; ``under_way``: another of the scheduled iterations has begun."""
         size = self.block_size
-        blocks = self.decodes.blocks(iterations + under_way)
+        blocks = self.decodes.blocks + self.decodes.blocks_for(iterations + under_way)
         if under_way:
             blocks += sum(-(-computed // size) for _, computed in self._chunks)
             blocks -= sum((self.decodes.steps - seq.offset) % size == 0 for seq in self._skipped)
@@ -187,24 +184,17 @@ class Scheduler:
         if partial is not None:
             chunk = min(partial.context - partial.computed, budget)
             blocks = -(-(partial.computed + chunk) // size)
-        # Blocks that are free once the running have what they need for this iteration: first a lower
-        # bound that costs nothing, and the exact number where it matters.
-        free = self.blocks - decodes.kv_tokens // size - decodes.count - blocks
-        exact = False
-        preempted = False
-        if free < 0:
-            exact = True
-            free = self.blocks - decodes.blocks(1) - blocks
-            if free < 0:
-                preempted = True
-                chunk = self._preempt_lowest() if self._by_priority else self._preempt_last(free, blocks)
-                partial = self._partial
+        # Blocks that are free once the running have what they need for this iteration.
+        free = self.blocks - decodes.blocks - decodes.blocks_for(1) - blocks
+        preempted = free < 0
+        if preempted:
+            chunk = self._preempt_lowest() if self._by_priority else self._preempt_last(free, blocks)
+            partial = self._partial
 
         self.tokens = self.pairs = self.restored_tokens = 0
         if partial is not None and chunk:
             self._add_chunk(partial, chunk)
             budget -= chunk
-        prefill_blocks = blocks
 
         if waiting and not preempted:
             room = self.max_num_seqs - len(running)
@@ -217,11 +207,7 @@ class Scheduler:
                 blocks = -(-(restored + chunk) // size)
                 needed = -(-seq.context // size) if self._whole_prompt else blocks
                 if needed > free:
-                    if exact:
-                        break
-                    exact = True
-                    free = self.blocks - decodes.blocks(1) - prefill_blocks
-                    continue
+                    break
                 waiting.popleft()
                 running[seq.request.id] = seq
                 free -= blocks
@@ -236,7 +222,6 @@ class Scheduler:
                     self._resumed.append(seq)
                 else:
                     self._add_chunk(seq, chunk)
-                    prefill_blocks += blocks
                 if not waiting:
                     break
         if not (self._chunks or preempted or self._resumed):

@@ -66,6 +66,9 @@ class Cluster:
     ) -> None:
         self.clock = Clock()
         self.runtime = Runtime(core, self, solver, recorder)
+        self._inbox = self.runtime.inbox
+        self._now = 0.0
+        """The instant that is being decided upon."""
         self.store: dict[str, SimRequest] = {}
         """Every request that has arrived and is not over."""
         self.arrived = 0
@@ -104,54 +107,56 @@ class Cluster:
         self._report_now = False
         self._at_work: dict[str, SimEngine] = {}
         """Engines that had an order since they were last reported asleep."""
-        self._wind_timer(0.0)
+        self._set_timer(0.0, self.runtime.wake_at)
 
     def run(self, until_s: float) -> SimulationEnd:
         self.clock.run_instants(self._end_of_instant, until_s)
-        now = self.clock.now
+        now = self._now = self.clock.now
         self._report(now)
-        if self.runtime.inbox:
+        if self._inbox:
             self.runtime.settle(now)
         return SimulationEnd(ended_at=now, arrived=self.arrived, unfinished=len(self.store))
 
     def execute(self, action: Pull | Evict | SwapModel | Reject) -> None:
-        now = self.clock.now
-        if isinstance(action, Pull):
-            engine = self._engines[action.instance]
-            self._start_reporting(now, engine)
-            engine.pull(now, action.request_id, action.attempt)
-        elif isinstance(action, Evict):
-            engine = self._engines[action.instance]
-            engine.evict(now, action.request_id, action.attempt, action.keep_kv)
-        elif isinstance(action, SwapModel):
-            engine = self._engines[action.instance]
-            self._start_reporting(now, engine)
-            engine.swap(now, action.model)
-        else:
+        now = self._now
+        if isinstance(action, Reject):
             seq = self.store.pop(action.request_id)
             if seq.host is not None:
                 seq.host.release(seq)
+            return
+        engine = self._engines[action.instance]
+        if action.instance not in self._at_work:
+            self._start_reporting(now, engine)
+        if type(action) is Pull:
+            engine.pull(now, action.request_id, action.attempt)
+        elif isinstance(action, Evict):
+            engine.evict(now, action.request_id, action.attempt, action.keep_kv)
+        elif isinstance(action, SwapModel):
+            engine.swap(now, action.model)
 
     def _end_of_instant(self, now: float) -> bool:
         """Decide upon what happened at ``now``, and let the engines go on. False when all is over."""
-        runtime = self.runtime
         if self._report_now:
             self._report_now = False
             self._report(now)
             if self._at_work:
                 self._set_reports(now)
-        if runtime.inbox or self._settle_now:
-            while runtime.inbox or self._settle_now:
+        if self._inbox or self._settle_now:
+            self._now = now
+            while True:
                 self._settle_now = False
-                runtime.settle(now)
-                self._wind_timer(now)
+                self.runtime.settle(now)
+                wake_at = self.runtime.wake_at
+                if wake_at != self._timer_at:
+                    self._set_timer(now, wake_at)
+                if not (self._inbox or self._settle_now):
+                    break
             if self._next is None and not self.store:
                 return False
         if self._due:
-            due = self._due[:]
-            self._due.clear()
-            for engine in due:
+            for engine in self._due:
                 engine.begin(now)
+            self._due.clear()
         return self._idle_timers < MOST_IDLE_TIMERS
 
     # Arrivals.
@@ -171,11 +176,8 @@ class Cluster:
 
     # The core's timer.
 
-    def _wind_timer(self, now: float) -> None:
-        """Set the timer to when the core or the solver wants it, if that has changed."""
-        wake_at = self.runtime.wake_at
-        if wake_at == self._timer_at:
-            return
+    def _set_timer(self, now: float, wake_at: float) -> None:
+        """Set the timer to when the core or the solver wants it."""
         if wake_at == float("inf") or self._fired_at == now >= wake_at:  # one TimerFired per instant
             self._timer_at = float("inf")
             self._timer.clear()

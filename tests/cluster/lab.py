@@ -67,7 +67,11 @@ def instance(
     **changes: float,
 ) -> InstanceSpec:
     return InstanceSpec(
-        name, models or {"m": model(**changes)}, resident, host_bytes, host_models  # type: ignore[arg-type]
+        name,
+        models or {"m": model(**changes)},
+        resident,
+        host_bytes,
+        host_models,  # type: ignore[arg-type]
     )
 
 

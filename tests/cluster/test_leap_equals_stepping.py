@@ -13,9 +13,9 @@ from qlm_sim.workload.workload import Workload
 moments = st.integers(0, 4096).map(lambda n: n / 1024)
 """Times on a grid on which sums are exact, so that ties are real."""
 
-rows = st.lists(
-    st.tuples(moments, st.integers(1, 90), st.integers(1, 120)), min_size=1, max_size=14
-).map(lambda rows: sorted(rows))
+rows = st.lists(st.tuples(moments, st.integers(1, 90), st.integers(1, 120)), min_size=1, max_size=14).map(
+    lambda rows: sorted(rows)
+)
 
 orders = st.lists(
     st.builds(

@@ -114,9 +114,7 @@ def test_nobody_is_admitted_in_an_iteration_that_preempted() -> None:
 
 
 def test_preempted_requests_go_ahead_of_those_that_never_ran() -> None:
-    log, _ = run(
-        [(0.0, 8, 9), (0.0, 8, 9), (4.5, 2, 1)], SIX_BLOCKS_OF_FOUR, EngineConfig(block_size=4)
-    )
+    log, _ = run([(0.0, 8, 9), (0.0, 8, 9), (4.5, 2, 1)], SIX_BLOCKS_OF_FOUR, EngineConfig(block_size=4))
     assert log.first_tokens()["r2"] == 10.0, "r1 is back at 9 s, and r2 with it"
 
 
