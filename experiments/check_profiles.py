@@ -43,13 +43,17 @@ def prefill_ms(gpu: str, model: str, tp: int, engine: str, tokens: int) -> float
 def closed_loop_ms(gpu: str, model: str, engine: str, clients: int, prompt: int, output: int) -> float:
     """Milliseconds per token of ``clients`` that each send the next request when one is done.
 
-    In the long run every client's prefill delays all the others, so a cycle of one request per client takes
-    all the prefills and output - 1 decode iterations.
+    In the long run every client's prefill meets all the others' decoding. V0 prefills alone, so a cycle of
+    one request per client takes all the prefills and output - 1 decode iterations; V1 decodes along with
+    each prefill, so that the prefills of the others already yield clients - 1 of these.
     """
-    prefills = clients * prefill_ms(gpu, model, 1, engine, prompt)
-    return (
-        prefills + (output - 1) * decode_ms(gpu, model, 1, engine, clients, prompt + output // 2)
-    ) / output
+    cost = step(gpu, model, 1, engine)
+    decoding = clients - 1 if load_engine(engine).scheduler == "v1" else 0
+    context = prompt + output // 2
+    pairs = prompt * (prompt + 1) // 2
+    prefill = cost.iteration_s(prompt + decoding, 1 + decoding, decoding * context, pairs)
+    decode = cost.iteration_s(clients, clients, clients * context, 0)
+    return 1e3 * (clients * prefill + (output - 1 - decoding) * decode) / output
 
 
 def anchors() -> Iterator[tuple[str, float, float, str]]:
@@ -163,6 +167,7 @@ def replayed_log(profiles: Path) -> dict[str, tuple[pd.Series, pd.Series]]:
     """Measured and simulated seconds of every request in the log, by metric."""
     log = pd.read_csv(profiles / LOG)
     ours = replay(log, step("h100", "llama-2-7b", 1, "vllm-0.11"), LOG_TOKEN_BUDGET)
+    ours += load_engine("vllm-0.11").request_s.value
     return {
         "ttft": (log.ttft, ours.ttft),
         "decode": (log.e2e - log.ttft, ours.e2e - ours.ttft),

@@ -1,6 +1,7 @@
 """Measured kernel times of one GPU at any shape, by interpolation in tables.
 
-Reads aiconfigurator's tables (A100, H100, H200, L40S; kernels of vLLM 0.14) and LLMServingSim's (RTX 4090).
+Reads aiconfigurator's tables (A100, H100, H200, L40S; kernels of vLLM 0.14), Vidur's (A100, H100; products
+alone) and LLMServingSim's (RTX 4090).
 
 Knows shapes and seconds; nothing of models or fits. Rows that cannot be true are dropped: faster than
 the GPU's memory or arithmetic allows, or much slower than a larger shape.
@@ -144,6 +145,16 @@ def _without_outliers(batch: pd.Series, tokens: pd.Series, latency_ms: pd.Series
     long = kept.stack().dropna().reset_index()
     long.columns = ["batch", "tokens", "s"]
     return Attention(long.batch.to_numpy(float), long.tokens.to_numpy(float), long.s.to_numpy(float))
+
+
+def read_vidur_products(path: Path) -> tuple[int, "pd.Series[float]"]:
+    """The least tensor-parallel degree of one of Vidur's tables, and seconds of one layer's four products by
+    tokens."""
+    rows = pd.read_csv(path)
+    rows = rows[rows.num_tensor_parallel_workers == rows.num_tensor_parallel_workers.min()]
+    names = ("attn_pre_proj", "attn_post_proj", "mlp_up_proj", "mlp_down_proj")
+    seconds = 1e-3 * sum(rows[f"time_stats.{name}.median"] for name in names)
+    return int(rows.num_tensor_parallel_workers.iloc[0]), seconds.groupby(rows.num_tokens).mean()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Engine versions: the time each adds to an iteration beside the GPU's kernels.
+"""Engine versions: the time each adds to an iteration, and to a request, beside the GPU's kernels.
 
 Reads engines.toml. Knows nothing of models or GPUs.
 """
@@ -24,6 +24,8 @@ class EngineVersion:
     """"v0" or "v1": which of vLLM's schedulers the version runs."""
     iteration_s: Coefficient
     sequence_s: Coefficient
+    request_s: Coefficient
+    """Seconds that one request spends in the server outside of its engine. No other waits for it."""
 
 
 @cache
@@ -51,4 +53,5 @@ def load_engine(name: str) -> EngineVersion:
         scheduler=str(row["scheduler"]),
         iteration_s=Coefficient(**row["iteration_s"]),  # type: ignore[arg-type]
         sequence_s=Coefficient(**row["sequence_s"]),  # type: ignore[arg-type]
+        request_s=Coefficient(**row["request_s"]),  # type: ignore[arg-type]
     )
