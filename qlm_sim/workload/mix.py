@@ -162,6 +162,7 @@ class _Chooser:
         """Draw the mix first, then for each entry rows that its model can hold, so that shares hold."""
         pools: dict[bytes, Bools] = {}
         pool_of: list[bytes] = []
+        too_long: dict[str, None] = {}
         for index, entry in enumerate(self.mix):
             limit = int(self.limits[self.entry_model[index]])
             prompt = int(self.high[index]) if self.ranged[index] else self.trace.prompt_tokens
@@ -172,13 +173,15 @@ class _Chooser:
                     + (f" with a prompt of {prompt} tokens" if self.ranged[index] else "")
                 )
             if refused := int((~fits).sum()):
-                self.notes.append(
-                    f"{refused:,} of {len(fits):,} requests of the trace exceed max_model_len {limit} of "
-                    f"{entry.model} ({entry.slo_class}) and are not drawn for it, as vLLM refuses them"
-                )
+                too_long[f"{refused:,} for {entry.model} ({limit:,} tokens)"] = None
             pool_of.append(fits.tobytes())
             pools.setdefault(pool_of[-1], fits)
 
+        if too_long:
+            self.notes.append(
+                f"of {len(self.trace):,} requests in the trace some exceed a model's max_model_len and are not "
+                f"drawn for it, as vLLM refuses them: {', '.join(too_long)}"
+            )
         count = max(int(fits.sum()) for fits in pools.values()) if requests is None else requests
         entry_of = self._entries(np.ones(len(self.mix), bool), self.mix_rng.random(count))
         rows = np.empty(count, dtype=np.int64)

@@ -114,7 +114,7 @@ def test_shares_hold_though_one_model_can_hold_less():
     workload, notes = build(trace_of(2000), requests=20_000)
     share = (workload.model_index == 0).mean()
     assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 20_000)
-    assert any("exceed max_model_len 1000 of small (interactive)" in note for note in notes)
+    assert any("for small (1,000 tokens)" in note for note in notes)
 
 
 def test_rows_are_drawn_once_each_before_any_is_drawn_again():
