@@ -141,7 +141,12 @@ def _points(difference: float) -> str:
 
 def warnings(runs: Sequence[PolicyRun]) -> list[str]:
     """What a reader must know before trusting the figures: saturation, and requests left out."""
-    found = [f"{run.name}: {run.summary['saturation']}" for run in runs if run.summary["saturated"]]
+    saturated = [run for run in runs if run.summary["saturated"]]
+    if len(saturated) > 2:
+        names = _listed([run.name for run in saturated])
+        found = [f"{names}: Saturated; in a longer run latencies would be longer. The report says why."]
+    else:
+        found = [f"{run.name}: {run.summary['saturation']}" for run in saturated]
     for run in runs:
         unfinished, rejected = run.summary["unfinished"], run.summary["rejected"]
         if unfinished:

@@ -179,8 +179,8 @@ class _Chooser:
 
         if too_long:
             self.notes.append(
-                f"of {len(self.trace):,} requests in the trace some exceed a model's max_model_len and are not "
-                f"drawn for it, as vLLM refuses them: {', '.join(too_long)}"
+                f"of {len(self.trace):,} requests in the trace some exceed a model's max_model_len and are "
+                f"not drawn for it, as vLLM refuses them: {', '.join(too_long)}"
             )
         count = max(int(fits.sum()) for fits in pools.values()) if requests is None else requests
         entry_of = self._entries(np.ones(len(self.mix), bool), self.mix_rng.random(count))

@@ -68,6 +68,12 @@ def test_unfinished_requests_are_warned_of(runs):
     assert any("7 of" in warning and "unfinished" in warning for warning in warnings([cut]))
 
 
+def test_saturation_is_told_at_length_for_one_run_and_in_one_line_for_many(runs):
+    full = PolicyRun(**vars(runs[0]) | {"summary": runs[0].summary | {"saturated": True}})
+    assert warnings([full])[0] == f"{full.name}: {full.summary['saturation']}"
+    assert sum("Saturated" in warning for warning in warnings([full] * 3)) == 1
+
+
 @pytest.mark.parametrize(
     ("share", "text"),
     [(0.5, "50.0%"), (1.0, "100.0%"), (0.9996, "99.96%"), (0.0, "0.0%"), (0.0001, "0.01%"), (None, "–")],
