@@ -102,7 +102,12 @@ def resolve(args: argparse.Namespace) -> "Scenario":
     from qlm_sim.config import DEFAULT_SCENARIO, load_scenario
 
     source = args.scenario or DEFAULT_SCENARIO
-    return load_scenario(source, overrides(args, load_scenario(source)))
+    changes = overrides(args, load_scenario(source))
+    return load_scenario(
+        source,
+        {key: value for key, (_, value) in changes.items()},
+        {key: flag for key, (flag, _) in changes.items()},
+    )
 
 
 def read(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qlm_sim.config.check import check_scenario
@@ -28,15 +29,19 @@ def shipped_scenarios() -> dict[str, str]:
     return {file.name.removesuffix(".toml"): file.read_text() for file in sorted(files, key=lambda f: f.name)}
 
 
-def load_scenario(name_or_file: str, overrides: Mapping[str, tuple[str, Any]] | None = None) -> Scenario:
+def load_scenario(
+    name_or_file: str,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    flags: Mapping[str, str] = MappingProxyType({}),
+) -> Scenario:
     """A shipped scenario by name, or one from a ``.toml`` file or a run's ``summary.json``.
 
-    ``overrides``: dotted key ("workload.rate_rps") to (the flag that set it, value), put over the
-    file's own. Raises InputError, naming the file and key, or the flag, that is wrong.
+    ``changes``: dotted key ("workload.rate_rps") to the value put over the file's own; None takes the key
+    away. ``flags``: dotted key to what the user knows the change by ("--rate"). Raises InputError, naming
+    the file and key, or the flag, that is wrong.
     """
     table, folder, name = _tables(name_or_file)
-    flags = {}
-    for key, (flag, value) in (overrides or {}).items():
+    for key, value in changes.items():
         *parents, last = key.split(".")
         at = table
         for parent in parents:
@@ -46,19 +51,18 @@ def load_scenario(name_or_file: str, overrides: Mapping[str, tuple[str, Any]] | 
         at[last] = value
         if value is None:
             del at[last]
-        flags[key] = flag
     source = Source(name, LIMITS, flags)
     scenario = read_table(Scenario, table, source)
-    scenario = _with_whole_paths(scenario, folder, flags)
+    scenario = _with_whole_paths(scenario, folder, changes)
     check_scenario(scenario, source)
     return scenario
 
 
-def _with_whole_paths(scenario: Scenario, folder: Path, flags: Mapping[str, str]) -> Scenario:
-    """Paths of a file are relative to it, those of a flag to where we are."""
+def _with_whole_paths(scenario: Scenario, folder: Path, changes: Mapping[str, Any]) -> Scenario:
+    """Paths of a file are relative to it, those of a change to where we are."""
     workload = scenario.workload
     if workload.trace not in BUILT_IN:
-        base = Path() if "workload.trace" in flags else folder
+        base = Path() if "workload.trace" in changes else folder
         workload = replace(workload, trace=str((base / workload.trace).absolute()))
     models = {
         name: ModelConfig(str((folder / model.config).absolute())) for name, model in scenario.models.items()

@@ -32,10 +32,10 @@ models = ["mistral-7b"]
 """
 
 
-def load(text: str, tmp_path: Path, **overrides: tuple[str, object]) -> Scenario:
+def load(text: str, tmp_path: Path, changes: dict[str, object] | None = None) -> Scenario:
     file = tmp_path / "s.toml"
     file.write_text(text)
-    return load_scenario(str(file), overrides)
+    return load_scenario(str(file), changes or {}, {"workload.rate_rps": "--rate"} if changes else {})
 
 
 @pytest.mark.parametrize("name", shipped_scenarios())
@@ -171,10 +171,10 @@ def test_contradiction_is_refused_in_one_line(old: str, new: str, message: str, 
 
 
 def test_flag_overrides_the_file_and_is_blamed_when_wrong(tmp_path: Path) -> None:
-    assert load(MINIMAL, tmp_path, **{"workload.rate_rps": ("--rate", 3)}).workload.rate_rps == 3.0
-    assert load(MINIMAL, tmp_path, **{"workload.requests": ("TRACE", None)}).workload.requests is None
+    assert load(MINIMAL, tmp_path, {"workload.rate_rps": 3}).workload.rate_rps == 3.0
+    assert load(MINIMAL, tmp_path, {"workload.requests": None}).workload.requests is None
     with pytest.raises(InputError, match=r"^--rate: found 0, expected a number above 0$"):
-        load(MINIMAL, tmp_path, **{"workload.rate_rps": ("--rate", 0)})
+        load(MINIMAL, tmp_path, {"workload.rate_rps": 0})
 
 
 def test_unknown_scenario_names_the_nearest() -> None:
