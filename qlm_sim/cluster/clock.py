@@ -9,6 +9,9 @@ from heapq import heappop, heappush
 import simpy
 from simpy.events import NORMAL
 
+LATE = NORMAL + 1
+"""The SimPy priority of what comes behind the other events of its time."""
+
 
 class Clock(simpy.Environment):
     """An environment that says when an instant is over, so that ties are decided upon together."""
@@ -49,18 +52,19 @@ class Alarm(simpy.Event):
     It saves a new event per iteration. Only ``Clock.run_instants`` understands it.
     """
 
-    def __init__(self, clock: Clock, ring: Callable[[float], None]) -> None:
+    def __init__(self, clock: Clock, ring: Callable[[float], None], priority: int = NORMAL) -> None:
         super().__init__(clock)
         self.ring = ring
         self.number = -1
         """Of the setting that counts or counted last; -1 when there is none."""
+        self._priority = priority
         self._queue = clock._queue
         self._numbers = clock._eid
 
     def set(self, at: float) -> None:
         """Ring at that time (seconds), and no more at the one set before."""
         number = self.number = next(self._numbers)
-        heappush(self._queue, (at, NORMAL, number, self))
+        heappush(self._queue, (at, self._priority, number, self))
 
     def clear(self) -> None:
         self.number = -1

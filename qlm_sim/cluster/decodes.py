@@ -4,7 +4,6 @@ stands for all of them and an iteration costs the same however many there are.
 Knows nothing of time.
 """
 
-from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from qlm_sim.cluster.requests import SimRequest
@@ -19,7 +18,7 @@ class Decodes:
     residue gives the blocks that any number of iterations takes without looking at sequences one by one.
     """
 
-    __slots__ = ("_finishes", "_joined", "_residues", "block_size", "blocks", "count", "kv_tokens", "steps")
+    __slots__ = ("_joined", "block_size", "blocks", "count", "finishes", "kv_tokens", "residues", "steps")
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
@@ -30,9 +29,9 @@ class Decodes:
         """Computed tokens of all sequences."""
         self.blocks = 0
         """KV blocks that hold them."""
-        self._residues = [0] * (2 * block_size)
+        self.residues = [0] * (2 * block_size)
         """Sequences by residue of their offset, twice over so that a window may run past the end."""
-        self._finishes: list[tuple[int, int, SimRequest]] = []
+        self.finishes: list[tuple[int, int, SimRequest]] = []
         """Heap of (step, order of joining, sequence); entries of those that left are stale."""
         self._joined = 0
 
@@ -45,11 +44,11 @@ class Decodes:
         self.kv_tokens += computed
         self.blocks -= -computed // size
         residue = offset % size
-        self._residues[residue] += 1
-        self._residues[residue + size] += 1
+        self.residues[residue] += 1
+        self.residues[residue + size] += 1
         self._joined += 1
         entry = seq.finish_entry = (offset + seq.last_token, self._joined, seq)
-        heappush(self._finishes, entry)
+        heappush(self.finishes, entry)
 
     def leave(self, seq: SimRequest) -> None:
         """Writes ``computed`` and ``generated`` back to the sequence."""
@@ -62,14 +61,17 @@ class Decodes:
         self.kv_tokens -= computed
         self.blocks += -computed // size
         residue = offset % size
-        self._residues[residue] -= 1
-        self._residues[residue + size] -= 1
+        self.residues[residue] -= 1
+        self.residues[residue + size] -= 1
 
     def advance(self, iterations: int) -> None:
         """So many iterations are done."""
-        count, size, steps = self.count, self.block_size, self.steps
-        start, rest = steps % size, iterations % size
-        self.blocks += iterations // size * count + sum(self._residues[start : start + rest])
+        steps, count, size = self.steps, self.count, self.block_size
+        start = steps % size
+        if iterations == 1:
+            self.blocks += self.residues[start]
+        else:
+            self.blocks += iterations // size * count + sum(self.residues[start : start + iterations % size])
         self.steps = steps + iterations
         self.kv_tokens += iterations * count
 
@@ -81,18 +83,16 @@ class Decodes:
 
     def until_finish(self) -> int:
         """Iterations until the next sequence finishes. There must be one."""
-        finishes = self._finishes
+        finishes = self.finishes
         entry = finishes[0]
         while entry[2].finish_entry is not entry:
             heappop(finishes)
             entry = finishes[0]
         return entry[0] - self.steps
 
-    def finished(self) -> Sequence[SimRequest]:
+    def finished(self) -> list[SimRequest]:
         """Take out the sequences that finish at this step."""
-        finishes = self._finishes
-        if not finishes or finishes[0][0] > self.steps:
-            return ()
+        finishes = self.finishes
         done = []
         while finishes and finishes[0][0] <= self.steps:
             entry = heappop(finishes)
@@ -105,12 +105,12 @@ class Decodes:
         """KV blocks that the next so many iterations take, if no sequence joins or leaves."""
         size = self.block_size
         start, rest = self.steps % size, iterations % size
-        return iterations // size * self.count + sum(self._residues[start : start + rest])
+        return iterations // size * self.count + sum(self.residues[start : start + rest])
 
     def iterations_in(self, blocks: int) -> int:
         """Iterations that can be done with that many free blocks."""
         size = self.block_size
-        residues = self._residues
+        residues = self.residues
         cycles, blocks = divmod(blocks, self.count)
         step = self.steps % size
         rest = 0

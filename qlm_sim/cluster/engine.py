@@ -25,7 +25,7 @@ from qlm_sim.core.events import (
     RequestFailed,
     RequestFinished,
 )
-from qlm_sim.core.types import InstanceSpec, ModelOnInstance
+from qlm_sim.core.types import InstanceSpec, ModelOnInstance, StepCost
 from qlm_sim.models.engine_config import EngineConfig
 
 # What an engine is doing.
@@ -43,11 +43,11 @@ class _Model:
 
     __slots__ = ("name", "profile", "scheduler", "times")
 
-    def __init__(self, name: str, profile: ModelOnInstance, config: EngineConfig, slowdown: float) -> None:
+    def __init__(self, name: str, profile: ModelOnInstance, scheduler: Scheduler, times: StepTimes) -> None:
         self.name = name
         self.profile = profile
-        self.scheduler = Scheduler(profile, config)
-        self.times = StepTimes(profile.step, slowdown)
+        self.scheduler = scheduler
+        self.times = times
 
 
 class SimEngine:
@@ -67,7 +67,7 @@ class SimEngine:
         post: Callable[[Event], None],
         *,
         longest_leap: int,
-        slowdown: float,
+        times_of: Callable[[StepCost], StepTimes],
     ) -> None:
         self.spec = spec
         self.state = ASLEEP
@@ -78,7 +78,8 @@ class SimEngine:
         self._post = post
         self._longest_leap = longest_leap
         self._models = {
-            name: _Model(name, profile, config, slowdown) for name, profile in spec.models.items()
+            name: _Model(name, profile, Scheduler(profile, config), times_of(profile.step))
+            for name, profile in spec.models.items()
         }
         self._loaded = self._models[spec.resident] if spec.resident is not None else None
         self._leap = Leap()
@@ -162,25 +163,25 @@ class SimEngine:
 
     def begin(self, now: float) -> None:
         """Start what comes next. Called at the end of the instant, when all its orders are in."""
-        loaded = self._loaded
         if self._copied_at > now:
             self.state = COPYING
             self._alarm.set(self._copied_at)
-        elif loaded is not None and (loaded.scheduler.running or loaded.scheduler.waiting):
+        elif (loaded := self._loaded) is not None and (
+            (scheduler := loaded.scheduler).running or scheduler.waiting
+        ):
             self.state = RUNNING
-            scheduler, times = loaded.scheduler, loaded.times
+            times = loaded.times
             iterations = scheduler.schedule(self._longest_leap)
-            self._alarm.set(
-                self._leap.set(
-                    now + scheduler.restored_tokens * loaded.profile.kv_restore_token_s,
-                    iterations,
-                    times.base_s[scheduler.tokens]
-                    + times.seq_s * scheduler.seqs
-                    + times.kv_token_s * scheduler.kv_tokens
-                    + times.prefill_pair_s * scheduler.pairs,
-                    times.kv_token_s * scheduler.seqs,
-                )
+            seqs = scheduler.seqs
+            first_s = (
+                times.base_s[scheduler.tokens]
+                + times.seq_s * seqs
+                + times.kv_token_s * scheduler.kv_tokens
+                + times.prefill_pair_s * scheduler.pairs
             )
+            if scheduler.restored_tokens:
+                now += scheduler.restored_tokens * loaded.profile.kv_restore_token_s
+            self._alarm.set(self._leap.set(now, iterations, first_s, times.kv_token_s * seqs))
         elif self._loading is not None:
             self._start_swap(now, self._loading)
         else:

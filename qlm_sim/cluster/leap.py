@@ -21,6 +21,8 @@ class Leap:
         self.iterations = iterations
         self.first_s = first_s
         self.growth_s = growth_s
+        if iterations == 1:
+            return start + first_s
         return start + (iterations * first_s + growth_s * (iterations * (iterations - 1) * 0.5))
 
     def end(self, iterations: int) -> float:

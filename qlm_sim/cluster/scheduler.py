@@ -120,18 +120,18 @@ class Scheduler:
         decodes = self.decodes
         decodes.advance(iterations)
         begun: list[SimRequest] | tuple[()] = ()
+        finished: list[SimRequest] | tuple[()] = ()
         if self._chunks or self._resumed:
             begun, self._resumed = self._resumed, []
+            self._partial = None
             for seq, computed in self._chunks:
                 seq.computed = computed
                 if computed < seq.context:
                     self._partial = seq
-                    continue
-                if seq is self._partial:
-                    self._partial = None
-                decodes.join(seq)
-                if not seq.announced:
-                    begun.append(seq)
+                else:
+                    decodes.join(seq)
+                    if not seq.announced:
+                        begun.append(seq)
             self._chunks.clear()
             for seq in begun:
                 seq.announced = True
@@ -139,9 +139,10 @@ class Scheduler:
             for seq in self._skipped:
                 decodes.skip(seq)
             self._skipped.clear()
-        finished = decodes.finished()
-        for seq in finished:
-            del self.running[seq.request.id]
+        if decodes.finishes and decodes.finishes[0][0] <= decodes.steps:
+            finished = decodes.finished()
+            for seq in finished:
+                del self.running[seq.request.id]
         return begun, finished
 
     def scheduled(self) -> dict[str, int]:

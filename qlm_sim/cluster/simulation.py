@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qlm_sim.cluster.clock import Alarm, Clock
+from qlm_sim.cluster.clock import LATE, Alarm, Clock
 from qlm_sim.cluster.engine import ASLEEP, SimEngine
 from qlm_sim.cluster.requests import SimRequest
+from qlm_sim.cluster.step_times import StepTimes
 from qlm_sim.core.actions import Evict, Pull, Reject, SwapModel
 from qlm_sim.core.events import RequestArrived, TimerFired
 from qlm_sim.core.plan import Plan, PlanProblem
-from qlm_sim.core.types import InstanceSpec
+from qlm_sim.core.types import InstanceSpec, StepCost
 from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.runtime import Core, Recorder, Runtime, Solver
 from qlm_sim.workload.workload import Workload
@@ -75,6 +76,9 @@ class Cluster:
         self._requests = len(workload)
         self._progress = progress
         self._due: list[SimEngine] = []
+        self._slowdown = slowdown
+        self._times: dict[int, StepTimes] = {}
+        """By the id of a StepCost, which like instances share."""
         self._engines = {
             spec.id: SimEngine(
                 spec,
@@ -84,7 +88,7 @@ class Cluster:
                 self._due,
                 self.runtime.post,
                 longest_leap=longest_leap,
-                slowdown=slowdown,
+                times_of=self._times_of,
             )
             for spec in instances
         }
@@ -100,14 +104,16 @@ class Cluster:
         """When the core last got a TimerFired."""
         self._idle_timers = 0
         self._settle_now = False
-        self._reports = Alarm(self.clock, self._reports_rang)
+        self._reports = Alarm(self.clock, self._reports_rang, LATE)
         self._report_interval_s = report_interval_s
         self._report_number = 0
         """Reports are made at multiples of the interval; of the next one, or the last while none is due."""
-        self._report_now = False
         self._at_work: dict[str, SimEngine] = {}
         """Engines that had an order since they were last reported asleep."""
         self._set_timer(0.0, self.runtime.wake_at)
+
+    def _times_of(self, step: StepCost) -> StepTimes:
+        return self._times.setdefault(id(step), StepTimes(step, self._slowdown))
 
     def run(self, until_s: float) -> SimulationEnd:
         self.clock.run_instants(self._end_of_instant, until_s)
@@ -136,27 +142,22 @@ class Cluster:
 
     def _end_of_instant(self, now: float) -> bool:
         """Decide upon what happened at ``now``, and let the engines go on. False when all is over."""
-        if self._report_now:
-            self._report_now = False
-            self._report(now)
-            if self._at_work:
-                self._set_reports(now)
         if self._inbox or self._settle_now:
             self._now = now
-            while True:
+            runtime = self.runtime
+            while self._inbox or self._settle_now:
                 self._settle_now = False
-                self.runtime.settle(now)
-                wake_at = self.runtime.wake_at
+                runtime.settle(now)
+                wake_at = runtime.wake_at
                 if wake_at != self._timer_at:
                     self._set_timer(now, wake_at)
-                if not (self._inbox or self._settle_now):
-                    break
             if self._next is None and not self.store:
                 return False
-        if self._due:
-            for engine in self._due:
+        due = self._due
+        if due:
+            for engine in due:
                 engine.begin(now)
-            self._due.clear()
+            due.clear()
         return self._idle_timers < MOST_IDLE_TIMERS
 
     # Arrivals.
@@ -205,7 +206,9 @@ class Cluster:
         self._reports.set(self._report_number * self._report_interval_s)
 
     def _reports_rang(self, now: float) -> None:
-        self._report_now = True
+        self._report(now)
+        if self._at_work:
+            self._set_reports(now)
 
     def _report(self, now: float) -> None:
         """Report the engines at work; one that is asleep by now for the last time."""

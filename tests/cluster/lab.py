@@ -80,7 +80,7 @@ def workload(
     models: Sequence[str] = (),
     slo_s: Sequence[float] = (),
 ) -> Workload:
-    """Rows of (arrival, prompt tokens, output tokens), named r0, r1, ... (so that names sort); SLOs are on TTFT."""
+    """Rows of (arrival, prompt tokens, output tokens), named r0, r1, ... in sorting order; SLOs on TTFT."""
     names = tuple(dict.fromkeys(models)) or ("m",)
     slos = tuple(dict.fromkeys(slo_s)) or (20.0,)
     count = len(rows)
