@@ -1,0 +1,110 @@
+"""What holds of every policy, in the simulated cluster."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qlm_sim.cluster.simulation import simulate
+from qlm_sim.core.types import Lso, SloClass
+from qlm_sim.metrics.recorder import RunRecorder
+from qlm_sim.metrics.summary import summarise
+from qlm_sim.models.engine_config import EngineConfig
+from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
+from qlm_sim.solver.inline import InlineSolver
+from qlm_sim.solver.search import solve
+from qlm_sim.workload.workload import Workload
+
+SLOS = (SloClass("interactive", 5.0), SloClass("batch", 600.0))
+
+
+def workload(requests, rate_rps, *, models=("a",), classes=SLOS, seed=0):
+    rng = np.random.default_rng(seed)
+    return Workload(
+        ids=[f"r{i:05}" for i in range(requests)],
+        arrival_s=np.cumsum(rng.exponential(1 / rate_rps, requests)),
+        prompt_tokens=rng.integers(1, 400, requests),
+        output_tokens=rng.integers(1, 120, requests),
+        max_tokens=np.full(requests, 4096),
+        models=models,
+        model_index=rng.integers(0, len(models), requests),
+        slo_classes=classes,
+        slo_index=rng.integers(0, len(classes), requests),
+    )
+
+
+def run(policy, work, instances, **settings):
+    recorder = RunRecorder(instances)
+    config = EngineConfig(max_num_seqs=4, scheduling_policy=POLICIES[policy].engine_scheduling or "fcfs")
+    core = make_core(policy, instances, SchedulerSettings(**settings))
+    end = simulate(work, instances, config, core, recorder, solver=InlineSolver(solve), until_s=3e4)
+    return summarise(recorder, work.slo_classes, end.ended_at)
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_without_contention_all_policies_serve_all_requests_in_time(policy, make_instance):
+    work = workload(200, 0.5, classes=SLOS[:1])
+    summary = run(policy, work, [make_instance("i0"), make_instance("i1")])
+    assert summary["finished"] == len(work)
+    assert summary["slo_attainment"]["overall"] == 1.0
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+@pytest.mark.parametrize("rate_rps", [0.5, 4.0])
+def test_requests_are_finished_unfinished_or_rejected(policy, rate_rps, make_instance):
+    models = ("a", "b", "c")
+    work = workload(300, rate_rps, models=models)
+    instances = [make_instance(name, models) for name in ("i0", "i1")]
+    summary = run(policy, work, instances)
+    assert summary["requests"] == len(work)
+    assert summary["requests"] == summary["finished"] + summary["unfinished"] + summary["rejected"]
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "static"])
+def test_overload_of_many_models_is_worked_off(policy, make_instance):
+    """No policy may swap for ever without serving anybody."""
+    models = ("a", "b", "c", "d", "e")
+    work = workload(250, 5.0, models=models)
+    summary = run(policy, work, [make_instance("i0", models)])
+    assert summary["finished"] == len(work)
+
+
+def test_static_never_swaps(make_instance):
+    models = ("a", "b")
+    instances = [make_instance("i0", models), make_instance("i1", models, resident="b")]
+    summary = run("static", workload(100, 1.0, models=models), instances)
+    assert summary["swaps"] == 0
+    assert summary["finished"] == 100
+
+
+@pytest.mark.parametrize("lso", list(Lso))
+def test_each_operation_can_be_switched_off(lso, make_instance):
+    models = ("a", "b")
+    instances = [make_instance("i0", models), make_instance("i1", models, resident="b")]
+    summary = run("qlm", workload(200, 4.0, models=models), instances, without=frozenset({lso}))
+    assert summary["finished"] == 200
+    if lso is Lso.EVICTION:
+        assert summary["evictions"] == 0
+    if lso is Lso.SWAPPING:
+        assert summary["swaps"] == 0
+
+
+def test_qlm_meets_more_deadlines_than_every_baseline_when_models_share_a_gpu(make_instance):
+    models = ("a", "b", "c")
+    work = workload(400, 1.6, models=models)
+    instances = [make_instance("i0", models, kv_capacity_tokens=20_000, max_num_seqs=16)]
+    attained = {
+        name: run(name, work, instances)["slo_attainment"]["overall"]
+        for name in POLICIES
+        if name != "clairvoyant"
+    }
+    assert attained["qlm"] == max(attained.values())
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6), st.sampled_from(list(POLICIES)))
+def test_a_run_repeats_exactly(make_instance, seed, policy):
+    models = ("a", "b")
+    instances = [make_instance("i0", models), make_instance("i1", models)]
+    work = workload(60, 3.0, models=models, seed=seed)
+    assert run(policy, work, instances) == run(policy, work, instances)
