@@ -117,7 +117,7 @@ def headline(runs: Sequence[PolicyRun]) -> str:
     level = [name for share, name in ranked if best - share < 0.0005]
     behind = ranked[len(level) :]
     if len(level) > 1:
-        sentence = f"{_listed(level)} are level: each met the SLO for {percent(best)} of {count:,} requests"
+        sentence = f"{listed(level)} are level: each met the SLO for {percent(best)} of {count:,} requests"
     else:
         sentence = f"{winner} met the SLO for {percent(best)} of {count:,} requests"
     if behind:
@@ -131,8 +131,9 @@ def headline(runs: Sequence[PolicyRun]) -> str:
     return sentence
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " + names[-1]
+def listed(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _points(difference: float) -> str:
@@ -143,8 +144,8 @@ def warnings(runs: Sequence[PolicyRun]) -> list[str]:
     """What a reader must know before trusting the figures: saturation, and requests left out."""
     saturated = [run for run in runs if run.summary["saturated"]]
     if len(saturated) > 2:
-        names = _listed([run.name for run in saturated])
-        found = [f"{names}: Saturated; in a longer run latencies would be longer. The report says why."]
+        names = listed([run.name for run in saturated])
+        found = [f"{names}: Saturated; in a longer run latencies would be longer."]
     else:
         found = [f"{run.name}: {run.summary['saturation']}" for run in saturated]
     for run in runs:

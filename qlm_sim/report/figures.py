@@ -13,6 +13,7 @@ import numpy as np
 from qlm_sim.metrics.run import PolicyRun
 from qlm_sim.report.comparison import percent, targets
 from qlm_sim.report.style import FAINT_INK, INK, PAPER, house_style, line_styles, new_figure
+from qlm_sim.report.time_axis import set_time_axis
 from qlm_sim.report.timeline import draw_timeline
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _UTILIZATION_BINS = 100
+_LEGEND_COLUMNS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ def _attainment(runs: Sequence[PolicyRun]) -> "Figure":
                 (0, 2),
                 textcoords="offset points",
                 ha="center",
-                fontsize=8,
+                fontsize=8 if len(runs) <= 6 else 6,
                 fontweight="bold" if run.name == "qlm" else "normal",
             )
     labels = ["all requests", *(f"{slo.name}\n{targets(slo)}" for slo in runs[0].slo_classes)]
@@ -105,8 +107,7 @@ def _attainment(runs: Sequence[PolicyRun]) -> "Figure":
     axes.set_yticks(range(0, 101, 25))
     axes.set_ylabel("SLO met (% of requests)")
     axes.grid(visible=False, axis="x")
-    axes.set_title("How often each policy met the SLO", pad=26)
-    _legend(axes)
+    _legend(axes, "How often each policy met the SLO")
     return figure
 
 
@@ -193,7 +194,6 @@ def _load(runs: Sequence[PolicyRun]) -> "Figure":
     )
     for axes in (waiting, busy, kv):
         axes.axvline(last_arrival_s, color=FAINT_INK, linewidth=1, linestyle=":")
-    waiting.set_title("Requests waiting", pad=24)
     waiting.set_ylabel("requests")
     waiting.set_ylim(bottom=0)
     busy.set_title("GPUs executing, mean of instances")
@@ -201,9 +201,8 @@ def _load(runs: Sequence[PolicyRun]) -> "Figure":
     for axes in (busy, kv):
         axes.set_ylabel("%")
         axes.set_ylim(0, 104)
-    kv.set_xlabel("time (s)")
-    kv.set_xlim(left=0)
-    _legend(waiting)
+    set_time_axis(kv, runs)
+    _legend(waiting, "Requests waiting")
     return figure
 
 
@@ -229,12 +228,11 @@ def _queue_by_class(runs: Sequence[PolicyRun]) -> "Figure":
             f"{run.name}: SLO met {percent(run.summary['slo_attainment']['overall'])}", fontweight="normal"
         )
         axes.set_ylim(bottom=0)
-        axes.set_xlim(left=0)
     for axes in grid[len(runs) :]:
         axes.set_visible(False)
     for axes in grid[: len(runs)][-columns:]:
-        axes.set_xlabel("time (s)")
         axes.tick_params(labelbottom=True)
+    set_time_axis(grid[len(runs) - 1], runs)
     for axes in grid[::columns]:
         axes.set_ylabel("requests waiting")
     handles, labels = grid[0].get_legend_handles_labels()
@@ -242,9 +240,17 @@ def _queue_by_class(runs: Sequence[PolicyRun]) -> "Figure":
     return figure
 
 
-def _legend(axes: "Axes") -> None:
-    """Above the plot, beside nothing, in one row."""
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=6, borderaxespad=0.2, handlelength=2.4)
+def _legend(axes: "Axes", title: str) -> None:
+    """Above the plot, beside nothing, in as few rows as hold it; the title above it."""
+    legend = axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=_LEGEND_COLUMNS,
+        borderaxespad=0.2,
+        handlelength=2.4,
+    )
+    rows = -(-len(legend.get_texts()) // _LEGEND_COLUMNS)
+    axes.set_title(title, pad=8 + 17 * rows)
 
 
 def _figure_legend(figure: "Figure", runs: Sequence[PolicyRun]) -> None:
@@ -255,4 +261,10 @@ def _figure_legend(figure: "Figure", runs: Sequence[PolicyRun]) -> None:
         Line2D([], [], color=style.colour, linestyle=style.dash, linewidth=style.width, label=name)
         for name, style in styles.items()
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), handlelength=2.4)
+    beside_title = len(handles) <= 4
+    figure.legend(
+        handles=handles,
+        loc="outside upper right" if beside_title else "outside lower left",
+        ncols=_LEGEND_COLUMNS,
+        handlelength=2.4,
+    )

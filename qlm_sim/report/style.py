@@ -75,6 +75,7 @@ _FURTHER = (
     LineStyle("#56b4e9", "-", 1.5, 3),
     LineStyle("#b2a800", (0, (6, 1, 1, 1)), 1.5, 3),
     LineStyle("#7d5ba6", (0, (2, 1)), 1.5, 3),
+    LineStyle("#8c6d46", (0, (1, 1)), 1.5, 3),
 )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from qlm_sim.metrics.run import PolicyRun
 from qlm_sim.metrics.series import InstanceTimeline
 from qlm_sim.report.style import FAINT_INK, INK, MODEL_COLOURS, new_figure
+from qlm_sim.report.time_axis import set_time_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +45,7 @@ def draw_timeline(runs: Sequence[PolicyRun]) -> "Figure":
         axes.tick_params(length=0)
         axes.grid(visible=False, axis="y")
         axes.set_title(_panel_title(run, len(names)), fontweight="normal")
-    panels[-1].set_xlabel("time (s)")
-    panels[-1].set_xlim(0, max((run.end_s for run in runs), default=1.0) or 1.0)
+    set_time_axis(panels[-1], runs)
     handles = [Patch(color=colours[model], label=model) for model in models]
     handles.append(Patch(color=INK, label="swapping"))
     figure.legend(handles=handles, loc="outside lower left", ncols=4)
