@@ -7,9 +7,9 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 
 import simpy
-from simpy.events import NORMAL
+from simpy.events import NORMAL, EventPriority
 
-LATE = NORMAL + 1
+LATE = EventPriority(NORMAL + 1)
 """The SimPy priority of what comes behind the other events of its time."""
 
 
@@ -52,7 +52,7 @@ class Alarm(simpy.Event):
     It saves a new event per iteration. Only ``Clock.run_instants`` understands it.
     """
 
-    def __init__(self, clock: Clock, ring: Callable[[float], None], priority: int = NORMAL) -> None:
+    def __init__(self, clock: Clock, ring: Callable[[float], None], priority: EventPriority = NORMAL) -> None:
         super().__init__(clock)
         self.ring = ring
         self.number = -1
