@@ -24,8 +24,8 @@ clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing); Python 3.11 or later is needed (make PYTHON=python3.12 ...)" >&2; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing); Python 3.11 or later is needed (make PYTHON=python3.12 ...)" >&2; \
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 

@@ -44,6 +44,8 @@ MAY_IMPORT = {
         "qlm_sim/runtime",
         "qlm_sim/errors",
     },
+    "qlm_sim/metrics": {"qlm_sim/core", "qlm_sim/metrics", "qlm_sim/errors"},
+    "qlm_sim/report": {"qlm_sim/core", "qlm_sim/metrics", "qlm_sim/report", "qlm_sim/errors"},
     "qlm_sim/runtime": {"qlm_sim/core"},
 }
 
