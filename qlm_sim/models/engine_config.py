@@ -21,3 +21,13 @@ class EngineConfig:
     vLLM 0.19 and later do so by default."""
     num_gpu_blocks: int | None = None
     """KV cache blocks, where an engine's log told them; None computes them from memory."""
+
+
+def default_limits(gpu: str, memory_bytes: float) -> dict[str, int]:
+    """max_num_seqs and max_num_batched_tokens of vLLM V1's API server where nothing sets them.
+
+    vLLM takes larger ones on GPUs of 70 GiB and more, the A100 excepted (its engine arguments, since 0.8).
+    """
+    if memory_bytes >= 70 * 2**30 and not gpu.lower().startswith("a100"):
+        return {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}
+    return {"max_num_seqs": 256, "max_num_batched_tokens": 2048}

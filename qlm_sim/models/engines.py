@@ -23,6 +23,8 @@ class EngineVersion:
     scheduler: str
     """"v0" or "v1": which of vLLM's schedulers the version runs."""
     iteration_s: Coefficient
+    workers_s: Coefficient
+    """Further seconds per iteration where each of several GPUs has a process of its own."""
     sequence_s: Coefficient
     request_s: Coefficient
     """Seconds that one request spends in the server outside of its engine. No other waits for it."""
@@ -52,6 +54,7 @@ def load_engine(name: str) -> EngineVersion:
         name=f"vllm-{match[1]}",
         scheduler=str(row["scheduler"]),
         iteration_s=Coefficient(**row["iteration_s"]),  # type: ignore[arg-type]
+        workers_s=Coefficient(**row["workers_s"]),  # type: ignore[arg-type]
         sequence_s=Coefficient(**row["sequence_s"]),  # type: ignore[arg-type]
         request_s=Coefficient(**row["request_s"]),  # type: ignore[arg-type]
     )

@@ -103,17 +103,16 @@ def step_model(model: ModelSpec, gpu: GpuProfile, tp: int, engine: EngineVersion
     for tokens, efficiency in zip(TOKEN_GRID, fit.products_efficiency, strict=True):
         roofline = max(model.layer_bytes / bandwidth, tokens * model.flops_per_token / flops) / tp
         products.append(max(roofline / efficiency, products[-1] if products else 0.0))
-    layer_s = fit.layer_s
+    layer_s, engine_s = fit.layer_s, engine.iteration_s.value
     token_s = side_bytes_per_token(model, tp) / (bandwidth * fit.side_efficiency)
     if tp > 1:
         link = gpu.link(tp)
         layer_s += 2 * link.latency_s
+        engine_s += engine.workers_s.value
         token_s += 2 * model.layers * model.hidden_size * model.dtype_bytes / link.bytes_per_s
     return StepModel(
         products_s=tuple(products),
-        fixed_s=model.head_bytes / tp / (bandwidth * fit.head_efficiency)
-        + layer_s * model.layers
-        + engine.iteration_s.value,
+        fixed_s=model.head_bytes / tp / (bandwidth * fit.head_efficiency) + layer_s * model.layers + engine_s,
         token_s=token_s,
         seq_s=engine.sequence_s.value + fit.sequence_layer_s * model.layers,
         kv_token_s=kv_bytes_per_gpu_token(model, tp) / (bandwidth * fit.kv_efficiency),
