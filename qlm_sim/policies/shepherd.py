@@ -61,12 +61,17 @@ class ShepherdPolicy:
         self._arrived[model] += item.attempt == 0
         key = GroupKey(model, item.request.slo_class, band=0, served=item.served)
         self._table.join(item, key, _UNLIMITED)
-        return [name for name, models in self._plan.items() if model in models]
+        serving = [name for name, models in self._plan.items() if model in models]
+        if not serving:
+            self.wake_at = now
+        return serving or list(self._plan)
 
     def discard(self, item: Tracked) -> None:
         self._table.leave(item)
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        if now >= self.wake_at:
+            self._make_plan(now)
         mine = [g for g in self._table.groups.values() if g.key.model in self._plan[ledger.id]]
         if not mine:
             return None
@@ -109,17 +114,18 @@ class ShepherdPolicy:
         return ()
 
     def replan(self, now: float) -> Replan | None:
-        """Plans in place at the end of each period; there is nothing to wait for."""
-        if now < self.wake_at:
-            return None
-        elapsed_s = now - self._period_started
+        return None
+
+    def _make_plan(self, now: float) -> None:
+        """HERD, at the end of a period, or at once for a model that no instance serves."""
+        elapsed_s = max(1.0, now - self._period_started)
         demand = {model: count / elapsed_s for model, count in self._arrived.items()}
         for group in self._table.groups.values():
             demand.setdefault(group.key.model, len(group) / elapsed_s)
         self._arrived.clear()
         if not demand:
             self.wake_at = float("inf")
-            return None
+            return
         self.wake_at = now + PERIOD_S
         self._period_started = now
         capacity = {
@@ -128,7 +134,6 @@ class ShepherdPolicy:
         }
         self._plan = assign_models(demand, capacity)
         self._batch.clear()
-        return None
 
     def _capacity_rps(self, ledger: InstanceLedger, model: str) -> float:
         service = group_service(
