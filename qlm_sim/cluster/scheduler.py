@@ -33,6 +33,11 @@ class Scheduler:
         self.block_size = config.block_size
         self.blocks = profile.kv_capacity_tokens // config.block_size
         """KV blocks in all."""
+        if not self.blocks:
+            raise InputError(
+                f"kv_capacity_tokens = {profile.kv_capacity_tokens} does not hold one block of "
+                f"{config.block_size} tokens"
+            )
         self.longest_context = min(profile.max_model_len, self.blocks * config.block_size)
         """Most tokens, prompt and output, of one request."""
         self._by_priority = config.scheduling_policy == "priority"
@@ -105,6 +110,7 @@ class Scheduler:
         iterations = decodes.until_finish()
         if iterations > longest:
             iterations = longest
+        # A sequence takes a block every block_size iterations: a bound that spares the exact number.
         free = self.blocks - decodes.blocks
         if (iterations // self.block_size + 1) * count > free and decodes.blocks_for(iterations) > free:
             iterations = decodes.iterations_in(free)

@@ -108,6 +108,7 @@ class Cluster:
         self._report_interval_s = report_interval_s
         self._report_number = 0
         """Reports are made at multiples of the interval; of the next one, or the last while none is due."""
+        self._reported_at = -1.0
         self._at_work: dict[str, SimEngine] = {}
         """Engines that had an order since they were last reported asleep."""
         self._set_timer(0.0, self.runtime.wake_at)
@@ -118,7 +119,8 @@ class Cluster:
     def run(self, until_s: float) -> SimulationEnd:
         self.clock.run_instants(self._end_of_instant, until_s)
         now = self._now = self.clock.now
-        self._report(now)
+        if self._reported_at != now:
+            self._report(now)
         if self._inbox:
             self.runtime.settle(now)
         return SimulationEnd(ended_at=now, arrived=self.arrived, unfinished=len(self.store))
@@ -212,6 +214,7 @@ class Cluster:
 
     def _report(self, now: float) -> None:
         """Report the engines at work; one that is asleep by now for the last time."""
+        self._reported_at = now
         for name, engine in list(self._at_work.items()):
             self.runtime.post(engine.report(now))
             if engine.state is ASLEEP:

@@ -137,6 +137,16 @@ def test_reports_come_while_there_is_work_and_once_after(engine: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("engine", ["leap", "stepping"])
+def test_report_at_the_end_of_an_iteration_counts_it_as_done(engine: str) -> None:
+    log, _ = run([(0.0, 32, 9)], instance(kv_capacity_tokens=160), engine=engine, until_s=3.0)
+    assert [(now, report.kv_tokens, report.kv_utilization) for now, report in log.reports()] == [
+        (1.0, 32, 0.2),
+        (2.0, 33, 0.3),
+        (3.0, 34, 0.3),
+    ]
+
+
 def test_progress_ends_with_all_requests_done() -> None:
     calls: list[tuple[int, int]] = []
     run([(0.0, 5, 4), (9.0, 5, 4)], instance(), progress=lambda done, of: calls.append((done, of)))
