@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from qlm_sim import __version__
-from qlm_sim.cli import policies, profile, replay, scenario
+from qlm_sim.cli import policies, profile, replay, scenario, validate
 from qlm_sim.cli.parser import Parser
 from qlm_sim.errors import InputError
 
@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
   qlm-sim replay                            real ShareGPT lengths, every policy, the default cluster
   qlm-sim replay sharegpt.json --rate 4     your own trace
   qlm-sim scenario check multi-model        what a scenario asks of its cluster
+  qlm-sim validate log.csv --gpu H100 --model llama-2-7b    the simulated engine against a real one
 """
 
 
@@ -45,6 +46,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"qlm-sim {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (replay, scenario, profile, policies):
+    for command in (replay, scenario, profile, validate, policies):
         command.add_to(commands)
     return parser

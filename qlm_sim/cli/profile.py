@@ -5,6 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from qlm_sim.cli import profile_fit
 from qlm_sim.cli.parser import Commands
 
 if TYPE_CHECKING:
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "profile",
-        help="show what is known of GPUs and models",
+        help="show what is known of GPUs and models, or fit a profile of your own",
         description="GPU profiles, with the source of every figure, and what a model costs on them.",
         epilog="examples:\n  qlm-sim profile list\n  qlm-sim profile show A10\n"
-        "  qlm-sim profile show A100-80 --model llama-2-70b --tp 4",
+        "  qlm-sim profile show A100-80 --model llama-2-70b --tp 4\n"
+        "  qlm-sim profile fit requests.csv --gpu H100 --model llama-3.1-8b\n"
+        "  qlm-sim profile measure --url http://127.0.0.1:8000 --model llama-3.1-8b",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     listing = actions.add_parser(
@@ -40,6 +43,7 @@ def add_to(commands: Commands) -> None:
     show.add_argument("--tp", type=int, metavar="N", help="GPUs of one instance (default: 1); needs --model")
     show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(run=run_show)
+    profile_fit.add_to(actions)
 
 
 def run_list(args: argparse.Namespace) -> int:

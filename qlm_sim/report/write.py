@@ -23,7 +23,7 @@ _OURS = ("summary.json", "requests.parquet", "report.html")
 def summary_json(runs: Sequence[PolicyRun], scenario: Mapping[str, Any]) -> str:
     """The text of summary.json: keys sorted, figures of 9 significant digits, null for no value."""
     # The scenario keeps every digit: it must repeat the run.
-    document = {"scenario": scenario, "policies": _plain({run.name: run.summary for run in runs})}
+    document = {"scenario": scenario, "policies": plain({run.name: run.summary for run in runs})}
     return json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -69,7 +69,7 @@ def write_results(
     same to a reader of the report, ``notes`` are further warnings. An earlier result in ``out_dir`` is
     replaced at the very end; whatever goes wrong before, out_dir stays as it was.
     """
-    with _all_or_nothing(out_dir) as folder:
+    with all_or_nothing(out_dir) as folder:
         (folder / "summary.json").write_text(summary_json(runs, scenario), encoding="utf-8")
         write_requests(folder / "requests.parquet", runs)
         drawn = pictures(runs)
@@ -80,7 +80,7 @@ def write_results(
 
 
 @contextmanager
-def _all_or_nothing(out_dir: Path) -> Iterator[Path]:
+def all_or_nothing(out_dir: Path) -> Iterator[Path]:
     """A folder to write to, which becomes ``out_dir`` if all went well and vanishes if not."""
     check_output(out_dir)
     target = out_dir.resolve()
@@ -111,12 +111,12 @@ def _replace(target: Path, fresh: Path, old: Path) -> None:
         raise
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` as JSON takes it."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     return value

@@ -1,0 +1,226 @@
+"""Measures a running OpenAI-compatible server (vLLM): a short sweep of prompts and batches over HTTP.
+
+Gives a request log like any other. Knows nothing of profiles or fits. Blocks while it measures.
+"""
+
+import http.client
+import json
+import math
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from qlm_sim.errors import InputError
+from qlm_sim.validation.request_log import RequestLog
+
+TIMEOUT_S = 300.0
+LEAST_TOKENS = 8
+"""Fewer tokens tell no time per token: a busy server sends some of them together."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """What is measured. Every kind of request is measured ``repeats`` times, after one that only warms up."""
+
+    prompts: tuple[int, ...] = (16, 64, 128, 256, 512, 1024, 2048, 3072)
+    """Prompt tokens of requests that are alone: what a prefill takes."""
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """Requests that come together: what a decode iteration takes."""
+    contexts: tuple[int, ...] = (32, 768)
+    """Prompt tokens of those, short and long: what reading the KV cache takes."""
+    output_tokens: int = 48
+    repeats: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server says of itself; None where it does not."""
+
+    served_model: str
+    max_model_len: int | None
+    version: str | None
+    num_gpu_blocks: int | None
+    block_size: int | None
+
+
+class Server:
+    """One server. Every call raises InputError in one line where the server does not answer as it should."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"--url: found {url!r}, expected one such as http://127.0.0.1:8000")
+        self._url, self._host, self._port = url, parts.hostname, parts.port
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
+        self._connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+
+    def facts(self, served_model: str | None) -> ServerFacts:
+        """From /v1/models, /version and /metrics; the first model is taken where none is named."""
+        models = json.loads(self._get("/v1/models"))["data"]
+        names = [each["id"] for each in models]
+        if served_model is not None and served_model not in names:
+            raise InputError(f"{self._url}: serves {', '.join(names)}, not {served_model}")
+        entry = next(each for each in models if served_model in (None, each["id"]))
+        version = self._optional("/version")
+        metrics = self._optional("/metrics") or ""
+
+        def label(name: str) -> int | None:
+            found = re.search(rf'vllm:cache_config_info\{{[^}}]*\b{name}="(\d+)"', metrics)
+            return int(found[1]) if found else None
+
+        return ServerFacts(
+            served_model=entry["id"],
+            max_model_len=entry.get("max_model_len"),
+            version=json.loads(version)["version"] if version else None,
+            num_gpu_blocks=label("num_gpu_blocks"),
+            block_size=label("block_size"),
+        )
+
+    def complete(self, model: str, prompt: list[int], output_tokens: int) -> tuple[float, float, float, int]:
+        """(when it was sent, seconds to the first and to the last token, tokens generated), streaming."""
+        body = {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        connection = self._connect(self._host, self._port, timeout=TIMEOUT_S)
+        try:
+            connection.connect()
+            if connection.sock is not None:
+                connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sent = time.perf_counter()
+            connection.request(
+                "POST", f"{self._path}/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
+            )
+            response = connection.getresponse()
+            if response.status != 200:
+                raise InputError(f"{self._url}: {response.status} {_excerpt(response.read())}")
+            first = last = math.nan
+            tokens = 0
+            for line in response:
+                if not line.startswith(b"data: {"):
+                    continue
+                now = time.perf_counter() - sent
+                chunk = json.loads(line[6:])
+                if chunk.get("error"):
+                    raise InputError(f"{self._url}: {_excerpt(line)}")
+                if chunk.get("choices"):
+                    first = now if math.isnan(first) else first
+                    last = now
+                tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise InputError(f"{self._url}: {error}; is a vLLM server running there?") from None
+        finally:
+            connection.close()
+        if math.isnan(first):
+            raise InputError(f"{self._url}: the answer to {len(prompt)} tokens holds no token")
+        return sent, first, last, tokens or output_tokens
+
+    def _get(self, path: str) -> str:
+        connection = self._connect(self._host, self._port, timeout=30)
+        try:
+            connection.request("GET", self._path + path)
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise InputError(f"{self._url}: {error}; is a vLLM server running there?") from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise InputError(f"{self._url}{path}: {response.status} {_excerpt(body)}")
+        return body.decode("utf-8", "replace")
+
+    def _optional(self, path: str) -> str | None:
+        try:
+            return self._get(path)
+        except InputError:
+            return None
+
+
+def sweep(
+    server: Server,
+    facts: ServerFacts,
+    *,
+    vocabulary: int,
+    seed: int,
+    plan: SweepPlan = SweepPlan(),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> RequestLog:
+    """Measure: each prompt length alone, then batches that come together, as far as the server takes them.
+
+    Prompts are random tokens, so that no prefix cache helps. ``progress`` is told (kinds done, kinds).
+    """
+    rng = np.random.default_rng(seed)
+    room = (facts.max_model_len or 4096) - plan.output_tokens - 1
+    kinds = [(1, prompt, 2) for prompt in plan.prompts if prompt <= room]
+    contexts = [prompt for prompt in plan.contexts if prompt <= room]
+    kinds += [(batch, prompt, plan.output_tokens) for prompt in contexts for batch in plan.batches]
+    if not kinds:
+        raise InputError(f"the server takes {facts.max_model_len} tokens a request, too few to measure with")
+    rows: list[tuple[float, float, float, int, int, int]] = []
+    for number, (batch, prompt, output) in enumerate(kinds):
+        for repeat in range(plan.repeats + 1):
+            prompts = rng.integers(min(100, vocabulary // 2), vocabulary, size=(batch, prompt)).tolist()
+            answers = _together(server, facts.served_model, prompts, output)
+            if repeat:
+                rows += [(sent, first, last, tokens, prompt, batch) for sent, first, last, tokens in answers]
+        progress(number + 1, len(kinds))
+    rows.sort()
+    sent, first, last, tokens, lengths, together = (np.array(column) for column in zip(*rows, strict=True))
+    # Which of those sent together the engine takes first is chance: only their ends can be compared.
+    alone = np.where(together == 1, 1.0, np.nan)
+    tpot = np.full(len(rows), np.nan)
+    np.divide(last - first, tokens - 1, out=tpot, where=tokens >= LEAST_TOKENS)
+    return RequestLog(
+        path="the measured server",
+        arrival_s=sent - sent[0],
+        prompt_tokens=lengths,
+        output_tokens=tokens,
+        measured={"ttft_s": first * alone, "tpot_s": tpot * alone, "e2e_s": last},
+    )
+
+
+def _together(
+    server: Server, model: str, prompts: list[list[int]], output_tokens: int
+) -> list[tuple[float, float, float, int]]:
+    """Send all prompts at once and wait for every answer."""
+    answers: dict[int, tuple[float, float, float, int]] = {}
+    errors: list[Exception] = []
+    start = threading.Barrier(len(prompts))
+
+    def ask(number: int) -> None:
+        start.wait()
+        try:
+            answers[number] = server.complete(model, prompts[number], output_tokens)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [answers[number] for number in range(len(prompts))]
+
+
+def _excerpt(body: bytes) -> str:
+    return " ".join(body.decode("utf-8", "replace").split())[:200]
+
+
+def log_rows(log: RequestLog) -> Mapping[str, Any]:
+    """The log's columns under the names that ``read_request_log`` knows."""
+    columns = {"arrival_s": log.arrival_s, "prompt_tokens": log.prompt_tokens}
+    return columns | {"output_tokens": log.output_tokens} | dict(log.measured)

@@ -1,0 +1,1 @@
+"""Real runs beside simulated ones: logs read, replayed and compared."""

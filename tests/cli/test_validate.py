@@ -1,0 +1,122 @@
+"""``qlm-sim validate``: the simulated engine's own logs have no error, others have theirs."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qlm_sim.cli import main
+from qlm_sim.validation.comparison import compare
+
+ROOT = Path(__file__).parents[2]
+LOG = (
+    Path(os.environ.get("QLM_DATA", ROOT.parent / "shared"))
+    / "profiles/blis/vllm0.11_h100_jan21-llama7b-train-1_requests.csv"
+)
+ENGINE = "--gpu A10 --model mistral-7b"
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
+    """A log in log.csv whose times are the simulated ones."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame(
+        {
+            "arrival": np.cumsum(rng.exponential(0.4, 60)),
+            "prompt": rng.integers(10, 900, 60),
+            "output": rng.integers(1, 80, 60),
+            "ttft": 1.0,
+        }
+    )
+    frame.to_csv("log.csv", index=False)
+    assert main(f"validate log.csv {ENGINE} --quiet".split()) == 0
+    times = pd.read_parquet("runs/validate-log/requests.parquet")
+    frame["ttft"], frame["e2e"] = times.simulated_ttft_s, times.simulated_e2e_s
+    frame.to_csv("log.csv", index=False)
+    return frame
+
+
+def summary(command: str, capsys: pytest.CaptureFixture[str]) -> dict:
+    capsys.readouterr()
+    assert main(command.split()) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_simulators_own_log_has_no_error(log: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    found = summary(f"validate log.csv {ENGINE} --json --quiet --out o", capsys)
+    assert set(found["metrics"]) == {"ttft_s", "tpot_s", "e2e_s"}
+    for each in found["metrics"].values():
+        assert set(each["real"]) == set(each["simulated"]) == {"mean", "p50", "p90", "p99"}
+        assert each["mape"] < 1e-6
+    assert found["engine"] == "vllm-0.11"
+    assert found["kernels"]["kind"] == "estimate"
+    assert json.loads(Path("o/summary.json").read_text()) == found
+    assert Path("o/scatter.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slower_measurements_show_as_errors(log: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    log.assign(ttft=2 * log.ttft, e2e=2 * log.e2e).to_csv("log.csv", index=False)
+    found = summary(f"validate log.csv {ENGINE} --json --quiet", capsys)
+    for each in found["metrics"].values():
+        assert each["mape"] == pytest.approx(0.5)
+        assert all(error == pytest.approx(-0.5) for error in each["error"].values())
+
+
+def test_less_kv_cache_makes_requests_wait(log: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("engine.log").write_text("# GPU blocks: 70, # CPU blocks: 0\n")
+    ample = summary(f"validate log.csv {ENGINE} --json --quiet --out a", capsys)
+    short = summary(f"validate log.csv {ENGINE} --engine-log engine.log --json --quiet --out b", capsys)
+    assert short["kv_capacity_tokens"] == 70 * 16
+    assert (
+        short["metrics"]["e2e_s"]["simulated"]["mean"] > 1.05 * ample["metrics"]["e2e_s"]["simulated"]["mean"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("none.csv --gpu A10 --model mistral-7b", "none.csv: no such file"),
+        ("log.csv --gpu B200 --model mistral-7b", "GPU 'B200' is not known"),
+        ("log.csv --gpu A10 --model mistral-7b --engine tgi-2", "engine 'tgi-2' is not known"),
+        ("log.csv --gpu A10 --model mistral-7b --count 0", "--count: found 0"),
+        (
+            "log.csv --gpu A10 --model mistral-7b --num-gpu-blocks 20",
+            "tokens, and the engine takes 320",
+        ),
+        ("log.csv --gpu A10 --model mistral-7b --max-num-seqs 4096", "--max-num-batched-tokens: found 2048"),
+        ("log.csv --gpu A10 --model mistral-7b --engine-log log.csv", "log.csv: no KV cache size"),
+    ],
+)
+def test_bad_input_is_one_line(
+    flags: str, message: str, log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["validate", *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_errors_are_over_requests_that_have_both_times() -> None:
+    found = compare(np.array([1.0, np.nan, 2.0, 0.0]), np.array([1.1, 5.0, 1.0, 0.2]))
+    assert found is not None
+    assert found["requests"] == 3
+    assert found["mape"] == pytest.approx((0.1 + 0.5) / 2)
+    assert found["error"]["mean"] == pytest.approx((1.1 + 1.0 + 0.2) / 3.0 - 1)
+    assert compare(np.array([np.nan]), np.array([1.0])) is None
+
+
+@pytest.mark.skipif(not LOG.is_file(), reason=f"no measured log: set QLM_DATA ({LOG} is absent)")
+def test_a_real_log_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = summary(f"validate {LOG} --gpu H100 --model llama-2-7b --json --quiet", capsys)
+    assert found["requests"] == 282
+    assert found["metrics"]["e2e_s"]["mape"] <= 0.03
+    assert found["metrics"]["tpot_s"]["mape"] <= 0.03
+    assert abs(found["metrics"]["ttft_s"]["error"]["mean"]) <= 0.05
