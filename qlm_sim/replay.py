@@ -14,6 +14,7 @@ from qlm_sim.config import Scenario
 from qlm_sim.config.instances import instances
 from qlm_sim.core.types import InstanceSpec, Lso
 from qlm_sim.metrics.recorder import RunRecorder
+from qlm_sim.metrics.repeats import combine
 from qlm_sim.metrics.run import PolicyRun, conclude
 from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
 from qlm_sim.processes import Report, run_jobs
@@ -95,6 +96,37 @@ def replay(
             for name, job in zip(names, jobs, strict=True)
         ]
     return run_jobs(jobs, processes, lambda number, done: progress(names[number], done, len(workload)))
+
+
+def replay_repeatedly(
+    scenario: Scenario,
+    repeats: int,
+    *,
+    trace: Trace | None = None,
+    warn: Warn = lambda note: None,
+    progress: Progress = lambda policy, done, total: None,
+    processes: int = 1,
+) -> list[PolicyRun]:
+    """``replay`` with the scenario's seed and those that follow it. Every policy's summary is the mean over
+    them (see metrics.repeats); requests, figures and timelines are those of the first seed."""
+    every: list[list[PolicyRun]] = []
+    for repeat in range(repeats):
+        seeded = replace(scenario, seed=scenario.seed + repeat)
+        first = repeat == 0
+        runs = replay(
+            seeded,
+            trace=trace,
+            warn=warn if first else lambda note: None,
+            progress=progress,
+            processes=processes,
+        )
+        every.append(runs)
+    if repeats == 1:
+        return every[0]
+    return [
+        replace(together[0], summary=combine([run.summary for run in together]))
+        for together in zip(*every, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from qlm_sim.cli.flags import add_scenario_flags, overrides
 from qlm_sim.cli.interrupts import deferred
 from qlm_sim.cli.parser import Commands
 from qlm_sim.cli.progress import Update, progress, say
+from qlm_sim.errors import InputError
 
 if TYPE_CHECKING:
     from qlm_sim.config import Scenario
@@ -46,6 +47,13 @@ def add_to(commands: Commands) -> None:
         "--scenario", metavar="NAME|FILE", help="see qlm-sim scenario list (default: multi-model)"
     )
     add_scenario_flags(parser)
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run with this many seeds, and give every figure's mean and 95%% confidence (default: 1)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="result directory (default: runs/<scenario name>)")
     output.add_argument("--json", action="store_true", help="print summary.json in place of the table")
@@ -59,18 +67,21 @@ def run(args: argparse.Namespace) -> int:
 
         from qlm_sim.config import table_of
         from qlm_sim.config.toml import toml_text
-        from qlm_sim.replay import policies_of, replay
+        from qlm_sim.replay import policies_of, replay_repeatedly
         from qlm_sim.report.table import print_comparison
         from qlm_sim.report.write import check_output, summary_json, write_results
 
+    if args.repeat < 1:
+        raise InputError(f"--repeat: found {args.repeat}, expected a whole number at least 1")
     scenario = resolve(args)
     out = Path(args.out or Path("runs") / scenario.name)
     check_output(out)
     notes: list[str] = []
     with progress(args.quiet) as update:
         trace, scenario = read(args, scenario, notes, update)
-        runs = replay(
+        runs = replay_repeatedly(
             scenario,
+            args.repeat,
             trace=trace,
             warn=notes.append,
             progress=update,
@@ -85,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
             runs,
             table,
             title=f"QLM replay: {scenario.name}",
-            command="qlm-sim replay --scenario summary.json",
+            command="qlm-sim replay --scenario summary.json"
+            + (f" --repeat {args.repeat}" if args.repeat > 1 else ""),
             scenario_toml=toml_text(table),
             notes=notes,
         )

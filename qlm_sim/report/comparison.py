@@ -76,11 +76,17 @@ class Column:
         """The text for each run, and whether it is the best; where all look alike, none is."""
         values = [self.value(run.summary) for run in runs]
         texts = [self.show(value) for value in values]
+        shown = [text + self._confidence(run.summary) for text, run in zip(texts, runs, strict=True)]
         known = [value for value in values if value is not None]
         if self.better is None or not known or len(set(texts)) == 1:
-            return [(text, False) for text in texts]
+            return [(text, False) for text in shown]
         best = self.show(self.better(known))
-        return [(text, text == best) for text in texts]
+        return [(long, text == best) for long, text in zip(shown, texts, strict=True)]
+
+    def _confidence(self, summary: Mapping[str, Any]) -> str:
+        """The half-width of 95 % confidence, where runs were repeated."""
+        half_width = self.value(summary["ci95"]) if "ci95" in summary else None
+        return "" if half_width is None else f" ±{self.show(half_width)}"
 
 
 def attainment_columns(class_names: Sequence[str]) -> list[Column]:
