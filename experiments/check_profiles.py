@@ -65,6 +65,10 @@ def anchors() -> Iterator[tuple[str, float, float, str]]:
     for clients, rate in ((4, 110.95), (16, 289.87)):
         ours = 1e3 * clients / closed_loop_ms(*a10g, clients, 550, 150)
         yield f"A10G Llama-3-8B, {clients} clients 550/150, tokens/s", rate, ours, ""
+    profile = "LightLLM's cost profile (vtc_a10g), 256 in, 256 out"
+    lightllm = ("a10g", "llama-2-7b", 1, "vllm-0.4")
+    yield "A10G Llama-7B decode, batch 19, ms", 37.3, decode_ms(*lightllm, 19, 384), profile
+    yield "A10G Llama-7B prefill of 256 tokens, ms", 55.8, prefill_ms(*lightllm, 256), profile
     ours = decode_ms("a10", "llama-2-7b", 1, "vllm-0.8", 1, 150)
     yield "A10 Llama-2-7B decode, batch 1, ms", 27.0, ours, "another engine (TurboMind); estimate rests on it"
     for clients, rate in ((1, 75.0), (8, 495.0)):
