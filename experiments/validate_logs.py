@@ -140,7 +140,7 @@ NOTES = """
   and in which it comes is chance. The first request (274 ms, a warm-up) is in the log and in the figures.
 * A10G: LightLLM is no vLLM. It runs 19 requests at once (10,000 KV tokens, 512 reserved for each), which
   max_num_seqs says to the simulation. Its own offline cost profile of this shape and GPU is met within 1 % in
-  decoding and 6 % in prefill (profiles.md), yet its server takes 43.0 to 43.7 ms per token where we have
+  decoding and 9 % in prefill (profiles.md), yet its server takes 43.0 to 43.7 ms per token where we have
   40.3: what its router and HTTP processes add is in no engine version of ours. Arrivals outrun the server in
   both logs, so that an error in throughput becomes one in waiting. In `proportional` 2.25 requests/s arrive
   and 1.67 are served; the queue grows with the difference, and 9 % too much throughput shortens it by a
