@@ -28,11 +28,11 @@ def test_the_profile_of_a_known_server_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = SweepPlan(prompts=(64, 256, 1024), batches=(1, 8), contexts=(32, 700), output_tokens=16, repeats=2)
+    plan = SweepPlan(prompts=(64, 768), batches=(1, 6), contexts=(32, 400), output_tokens=16, repeats=2)
     monkeypatch.setattr(
         server_module.sweep, "__kwdefaults__", server_module.sweep.__kwdefaults__ | {"plan": plan}
     )
-    truth = slower(Factors(compute=1.4, memory=1.25))
+    truth = slower(Factors(compute=0.7, memory=0.8))
     with fake_vllm(truth, num_gpu_blocks=700, max_model_len=4096) as url:
         command = f"profile measure --url {url} --model llama-2-7b --gpu A10 --max-num-batched-tokens 8192 "
         command += "--out mine.toml --log mine.csv --quiet"
@@ -41,9 +41,9 @@ def test_the_profile_of_a_known_server_is_found(
     assert "vllm-0.11" in out
     assert re.search(r"% fitted, [\d.]+%\son\sheld-out\srequests", out)
     found = step_model(MODEL, load_gpu(tmp_path / "mine.toml"), 1, VERSION)
-    for work in ((8, 8, 8 * 700, 0), (1, 1, 40, 0), (1024, 1, 0, 1024 * 1025 // 2)):
+    for work in ((6, 6, 6 * 400, 0), (1, 1, 40, 0), (768, 1, 0, 768 * 769 // 2)):
         assert found.iteration_s(*work) == pytest.approx(truth.iteration_s(*work), rel=0.08)
-    assert len((tmp_path / "mine.csv").read_text().splitlines()) == 1 + 2 * (3 + 2 * (1 + 8))
+    assert len((tmp_path / "mine.csv").read_text().splitlines()) == 1 + 2 * (2 + 2 * (1 + 6))
 
 
 def test_facts_come_from_the_server() -> None:
