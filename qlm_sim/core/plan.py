@@ -53,7 +53,7 @@ class InstanceState:
     ready_s: float
     """Seconds until it can serve: the rest of a swap under way, else 0."""
     free: float
-    """Requests that it can take at once without waiting for a departure."""
+    """Share of a full batch that it can take at once, without waiting for a departure."""
     running: int
     leave_s: float
     """Seconds to clear the running batch away before a swap."""
@@ -81,4 +81,4 @@ class Plan:
     queues: Mapping[str, tuple[int, ...]]
     cost: float
     evaluations: int
-    """Queues priced on the way: the solver's work, by which its latency is modelled."""
+    """Groups followed through queues on the way: the solver's work, by which its latency is modelled."""

@@ -20,6 +20,8 @@ from qlm_sim.solver.search import insertion
 
 _NEVER = float("inf")
 _UNLIMITED = 2**62
+MOST_SEEN = 128
+"""Between two plans a new group is tried on instances that have about so many groups together."""
 MAX_EVICTIONS = 3
 """Most times that one request is evicted to make room for a more urgent one of its model."""
 
@@ -121,13 +123,27 @@ class QlmPolicy:
             group.instance = best.id
             self._queues[best.id].append(group)
             return
+        near = self._least_queued(model)
         seen = {
-            ledger.id: [self._snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in capable
+            ledger.id: [self._snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in near
         }
-        states = [self._snapshot.instance(ledger, now) for ledger in capable]
+        states = [self._snapshot.instance(ledger, now) for ledger in near]
         name, position = insertion(states, seen, self._snapshot.group(group, now))
         group.instance = name
         self._queues[name].insert(position, group)
+
+    def _least_queued(self, model: str) -> Sequence[InstanceLedger]:
+        """Instances to place a group of the model on: the least queued ones, of like ones who have it."""
+        near = []
+        seen = 0
+        for ledger in sorted(
+            self._capable[model], key=lambda i: (len(self._queues[i.id]), i.next_model != model)
+        ):
+            near.append(ledger)
+            seen += len(self._queues[ledger.id])
+            if seen > MOST_SEEN:
+                break
+        return near
 
     def discard(self, item: Tracked) -> None:
         group = self._table.leave(item)

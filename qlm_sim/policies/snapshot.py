@@ -1,8 +1,8 @@
 """Ledgers and groups, seen as the solver's problem: relative times, expected service, free room."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import exp
+from dataclasses import dataclass, replace
+from math import ceil, exp, log
 
 from qlm_sim.core.groups import RequestGroup
 from qlm_sim.core.instances import InstanceLedger
@@ -11,7 +11,7 @@ from qlm_sim.core.plan import GroupService, InstanceState, WaitingGroup
 from qlm_sim.core.types import InstanceSpec, ModelOnInstance
 from qlm_sim.estimator.service import ServiceEstimator, decode_step_s, group_service
 
-_PROMPT_STEP = 1.25
+_LOG_PROMPT_STEP = log(1.25)
 """Services are computed once per prompt length, to this factor."""
 
 
@@ -37,33 +37,35 @@ class SnapshotTaker:
             else:
                 self._kinds[ledger.id] = ledger.spec
                 self._kind_of[ledger.id] = ledger.id
-        self._cache: dict[tuple[str, str, str, bool, int], tuple[float, GroupService]] = {}
+        self._cache: dict[tuple[str, str, bool, int], tuple[float, dict[str, GroupService]]] = {}
 
-    def service(self, kind: str, group: RequestGroup) -> GroupService:
-        """What one request of the group takes of an instance of that kind."""
+    def services(self, group: RequestGroup) -> Mapping[str, GroupService]:
+        """By kind of instance that can serve it: what one request of the group takes there.
+
+        Groups that are alike share the mapping.
+        """
         key = group.key
         context = group.context_tokens / len(group)
-        size = round_up(context)
         lengths = self._estimator.lengths.of_class(key.model, key.slo_class)
-        cache_key = (kind, key.model, key.slo_class, key.served, size)
+        cache_key = (key.model, key.slo_class, key.served, prompt_bucket(context))
         cached = self._cache.get(cache_key)
         if cached is not None and lengths.count < cached[0]:
             return cached[1]
-        profile = self._kinds[kind].models[key.model]
-        service = group_service(profile, context, lengths)
-        if key.served and keeps_kv(profile):
-            service = GroupService(
-                prefill_s=context * profile.kv_restore_token_s,
-                decode_s=service.decode_s,
-                decode_sd_s=service.decode_sd_s,
-                batch=service.batch,
-            )
+        services = {}
+        for kind, spec in self._kinds.items():
+            profile = spec.models.get(key.model)
+            if profile is None:
+                continue
+            service = group_service(profile, context, lengths)
+            if key.served and keeps_kv(profile):
+                service = replace(service, prefill_s=context * profile.kv_restore_token_s)
+            services[kind] = service
         # Believed until a tenth more requests have finished.
-        self._cache[cache_key] = (lengths.count * 1.1, service)
-        return service
+        self._cache[cache_key] = (lengths.count * 1.1, services)
+        return services
 
     def service_on(self, ledger: InstanceLedger, group: RequestGroup) -> GroupService:
-        return self.service(self._kind_of[ledger.id], group)
+        return self.services(group)[self._kind_of[ledger.id]]
 
     def group(self, group: RequestGroup, now: float) -> WaitingGroup:
         key = group.key
@@ -75,11 +77,7 @@ class SnapshotTaker:
             decided=key.decided,
             first_deadline_s=group.first_deadline - now,
             last_deadline_s=group.last_deadline - now,
-            service={
-                kind: self.service(kind, group)
-                for kind, spec in self._kinds.items()
-                if key.model in spec.models
-            },
+            service=self.services(group),
         )
 
     def instance(self, ledger: InstanceLedger, now: float) -> InstanceState:
@@ -95,7 +93,7 @@ class SnapshotTaker:
             kind=self._kind_of[ledger.id],
             model=target,
             ready_s=ready_s,
-            free=self._free(ledger, target, now),
+            free=self._free(ledger, target),
             running=running,
             leave_s=self.leave_s(ledger, now),
             swap_s={model: ledger.swap_s(model) for model in ledger.spec.models},
@@ -104,17 +102,16 @@ class SnapshotTaker:
     def instances(self, now: float) -> Sequence[InstanceState]:
         return [self.instance(ledger, now) for ledger in self._ledgers.values()]
 
-    def _free(self, ledger: InstanceLedger, model: str | None, now: float) -> float:
-        """Requests like those running that the instance could take at once."""
-        if model is None:
-            return 0.0
+    def _free(self, ledger: InstanceLedger, model: str | None) -> float:
+        """Share of a batch that nothing runs in: of the sequences or of the KV cache, the lesser."""
+        running = len(ledger.running)
+        if model is None or model != ledger.model or not running:
+            return 1.0
         profile = ledger.spec.models[model]
         lengths = self._estimator.lengths.of_model(model)
-        generated_each = lengths.second_moment / (2 * lengths.mean)
-        running = len(ledger.running) if model == ledger.model else 0
-        prompt_each = ledger.context_tokens / running if running else 512.0
-        by_memory = profile.kv_capacity_tokens / (prompt_each + generated_each)
-        return max(0.0, min(profile.max_num_seqs, by_memory) - running)
+        kv_tokens = ledger.context_tokens + running * lengths.second_moment / (2 * lengths.mean)
+        used = max(running / profile.max_num_seqs, kv_tokens / profile.kv_capacity_tokens)
+        return max(0.0, 1.0 - used)
 
     def leave_s(self, ledger: InstanceLedger, now: float) -> float:
         """Seconds to evict all that runs: the iteration under way and the moves of KV to the host."""
@@ -173,11 +170,6 @@ def _throughput(profile: ModelOnInstance, sequences: float, kv_each: float) -> f
     return sequences / decode_step_s(profile, sequences, sequences * kv_each)
 
 
-def round_up(tokens: float) -> int:
-    """Index of the prompt length bucket that holds ``tokens``."""
-    index = 0
-    limit = 16.0
-    while tokens > limit:
-        limit *= _PROMPT_STEP
-        index += 1
-    return index
+def prompt_bucket(tokens: float) -> int:
+    """Index of the bucket of prompt lengths that holds ``tokens``."""
+    return max(0, ceil(log(max(1.0, tokens) / 16.0) / _LOG_PROMPT_STEP))

@@ -5,8 +5,9 @@ a group meets its deadline is a probability, because its waiting time is a sum o
 and so about normal (Patke et al., section 5).
 """
 
-from collections.abc import Mapping, Sequence
-from math import erf, sqrt
+from collections.abc import Iterable, Mapping, Sequence
+from math import erf, inf, sqrt
+from typing import NamedTuple
 
 from qlm_sim.core.plan import InstanceState, PlanProblem, WaitingGroup
 
@@ -19,68 +20,128 @@ WAIT_PER_S = 1e-6
 """Per second and request: so that idle instances are used, and short work goes first."""
 DECISION_S = 0.25
 """Least uncertainty of a waiting time in seconds: one decision and one iteration."""
+DRIFT = 0.02
+"""Uncertainty that grows with the time ahead, as a share of it."""
 
 
-def queue_cost(instance: InstanceState, queue: Sequence[WaitingGroup]) -> float:
-    """Expected cost of serving ``queue`` in that order on ``instance``.
+class Task(NamedTuple):
+    """A WaitingGroup and its GroupService on one kind of instance, in one tuple for speed."""
 
-    Follows the instance through the queue. Requests that find room start at once, one prefill after
-    the other; the rest start as running ones depart, one every ``decode_s``. Each change of model
-    clears the batch away and loads the next one.
+    model: str
+    requests: int
+    prefill_s: float
+    decode_s: float
+    decode_var: float
+    """Variance of decode_s, in s²."""
+    batch: float
+    first_deadline_s: float
+    last_deadline_s: float
+    weight: float
+    """What it costs to miss all its requests."""
+    decided: bool
+    id: int
+
+
+State = tuple[float, float, str | None, float, float, float, float]
+"""An instance on its way through a queue: seconds from now, their variance, loaded model, share of a batch
+that is free, requests running, cost so far, and the part of it for waiting."""
+
+
+def task(group: WaitingGroup, kind: str) -> Task:
+    service = group.service[kind]
+    return Task(
+        group.model,
+        group.requests,
+        service.prefill_s,
+        service.decode_s,
+        service.decode_sd_s**2,
+        service.batch,
+        group.first_deadline_s,
+        group.last_deadline_s,
+        group.weight * group.requests,
+        group.decided,
+        group.id,
+    )
+
+
+def beginning(instance: InstanceState) -> State:
+    """The state before the first group."""
+    return (instance.ready_s, 0.0, instance.model, instance.free, float(instance.running), 0.0, 0.0)
+
+
+def follow(
+    state: State,
+    tasks: Iterable[Task],
+    leave_s: float,
+    swap_s: Mapping[str, float],
+    limit: float = inf,
+    trail: list[State] | None = None,
+) -> float:
+    """Expected cost of ``state`` and of serving ``tasks`` from there in that order; inf above ``limit``.
+
+    Requests that find room start at once, one prefill after the other; the rest start as running ones
+    depart, one every ``decode_s``. Each change of model clears the batch away and loads the next one.
+    The cost never falls along a queue. ``trail`` gets the state after each task.
     """
-    clock_s = instance.ready_s
-    variance = 0.0
-    model = instance.model
-    free = instance.free
-    leave_s = instance.leave_s
-    moved = float(instance.running)
-    cost = 0.0
-    for group in queue:
-        service = group.service[instance.kind]
-        n = group.requests
-        if group.model != model:
-            swap_s = instance.swap_s[group.model]
-            clock_s += leave_s + swap_s
-            cost += SWAP_PER_S * (leave_s + swap_s) * max(1.0, moved)
-            model = group.model
-            moved = service.batch
-            free = service.batch
-        start_s = clock_s + service.prefill_s
-        behind = n - free
-        clock_s += n * service.prefill_s
+    clock_s, variance, model, free, running, cost, waiting = state
+    for wanted, n, prefill_s, decode_s, decode_var, batch, first_s, last_s, weight, decided, _ in tasks:
+        if wanted != model:
+            change_s = leave_s + swap_s[wanted]
+            clock_s += change_s
+            cost += SWAP_PER_S * change_s * (running if running > 1.0 else 1.0)
+            model = wanted
+            running = 0.0
+            free = 1.0
+        start_s = clock_s + prefill_s
+        behind = n - free * batch
+        clock_s += n * prefill_s
         if behind > 0.0:
-            clock_s += behind * service.decode_s
-            variance += behind * service.decode_sd_s**2
+            clock_s += behind * decode_s
+            variance += behind * decode_var
             free = 0.0
         else:
-            free -= n
-        sd_s = sqrt(variance) + DECISION_S + 0.02 * clock_s
-        missed, late_s = _lateness(start_s - group.first_deadline_s, clock_s - group.last_deadline_s, sd_s)
-        weight = group.weight * n
-        if not group.decided:
-            cost += MISS * weight * missed
-        cost += weight * (LATENESS_PER_S * late_s + WAIT_PER_S * (start_s + clock_s))
+            free -= n / batch
+        running += n
+        if running > batch:
+            running = batch
+        waited = weight * WAIT_PER_S * (start_s + clock_s)
+        waiting += waited
+        cost += waited
+        sd_s = sqrt(variance) + DECISION_S + DRIFT * clock_s
+        first_late_s = start_s - first_s
+        last_late_s = clock_s - last_s
+        if first_late_s > -4.0 * sd_s or last_late_s > -4.0 * sd_s:
+            cost += weight * _lateness(first_late_s, last_late_s, sd_s, decided)
+        if cost > limit:
+            return inf
+        if trail is not None:
+            trail.append((clock_s, variance, model, free, running, cost, waiting))
     return cost
 
 
-def _lateness(first_s: float, last_s: float, sd_s: float) -> tuple[float, float]:
-    """Expected share of requests that are late, and mean seconds by which, positive part.
+def _lateness(first_s: float, last_s: float, sd_s: float, decided: bool) -> float:
+    """Cost per request of a group by its share of late requests and their mean lateness.
 
     Lateness runs evenly from ``first_s`` (the first request's) to ``last_s`` (the last one's), each
     blurred by ``sd_s``. Five points along the group stand for all.
     """
+    if first_s > 4.0 * sd_s and last_s > 4.0 * sd_s:
+        return (0.0 if decided else MISS) + LATENESS_PER_S * 0.5 * (first_s + last_s)
     step = (last_s - first_s) / 4
-    if first_s < -4 * sd_s and last_s < -4 * sd_s:
-        return 0.0, 0.0
-    missed = 0.0
-    late_s = 0.0
-    scale = 1 / (sd_s * 1.4142135623730951)
-    for i in range(5):
-        late = first_s + i * step
-        missed += 0.5 + 0.5 * erf(late * scale)
+    scale = 0.7071067811865476 / sd_s
+    missed = late_s = 0.0
+    for late in (first_s, first_s + step, first_s + 2 * step, first_s + 3 * step, last_s):
+        if not decided:
+            missed += 0.5 + 0.5 * erf(late * scale)
         if late > 0.0:
             late_s += late
-    return missed / 5, late_s / 5
+    return (MISS * missed + LATENESS_PER_S * late_s) / 5
+
+
+def queue_cost(instance: InstanceState, queue: Sequence[WaitingGroup]) -> float:
+    """Expected cost of serving ``queue`` in that order on ``instance``."""
+    tasks = [task(group, instance.kind) for group in queue]
+    return follow(beginning(instance), tasks, instance.leave_s, instance.swap_s)
 
 
 def plan_cost(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> float:

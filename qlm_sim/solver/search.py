@@ -1,194 +1,147 @@
-"""The global scheduler's own solver: greedy insertion, then local search, as far as a budget goes.
+"""The global scheduler's own solver: starts by rule, descent, then ruin and recreate.
 
-Anytime and deterministic: the budget counts priced queues, never seconds, so a simulation does not
-depend on the machine. It starts from the plan in force and moves only what lowers the cost, so that
-plans do not flap. Groups of one model stand in deadline order inside each visit to that model.
+Anytime and deterministic: the budget counts groups followed through queues, never seconds, so a simulation
+does not depend on the machine; chance comes from a generator seeded by the problem's number, so that the
+searches of successive problems try different things. It leaves the plan in force only for one that is
+worth it, so that plans do not flap.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from math import inf
 
 from qlm_sim.core.plan import InstanceState, Plan, PlanProblem, WaitingGroup
-from qlm_sim.solver.cost import queue_cost
+from qlm_sim.solver.cost import task
+from qlm_sim.solver.moves import GAIN, Moves
+from qlm_sim.solver.queues import COST, Queue, Saved, insertion_points
+from qlm_sim.solver.starts import by_deadline, by_length, edf_queues, relegating_queues
 
-BUDGET = 2000
-"""Priced queues per plan."""
+BUDGET = 60_000
+"""Groups followed through queues per plan."""
+NOTHING_AT_STAKE = 0.005
+"""A plan whose misses, lateness and swaps cost less than this share of one missed request is good."""
+WORTH_CHANGING = 0.02
+"""Share of its cost that must be saved for the plan in force to be left for another, not only bettered."""
+PATIENCE = 300
+"""Rounds of ruin and recreate without a gain, after which the search for a first plan ends."""
+PATIENCE_IN_FORCE = 25
+"""The same for the groups of the plan in force, on which earlier searches were spent."""
+MOST_REMOVED = 8
+"""Groups taken out in one round of ruin and recreate."""
+BLINK = 0.1
+"""Share of the positions that are overlooked when groups are put back, so that rounds differ."""
+WORSE, WORST = 1.05, 1.1
+"""How far the cost may rise in one round, and above the best, for the next round to go on from there."""
 
-GOOD_ENOUGH = 0.5
-"""A plan that costs less than half a missed request is not sought to be bettered from scratch."""
-SHORT_QUEUE = 6
-"""Up to this many groups, every position of a queue is tried."""
 
-_GAIN = 1e-9
+def solve(problem: PlanProblem, budget: int = BUDGET) -> Plan:
+    """A good plan for ``problem``, found within ``budget`` groups followed, plus a few passes over all."""
+    moves = Moves(problem, budget)
+    _search(moves, budget)
+    return Plan(problem.number, moves.plan(), moves.cost(), evaluations=budget - moves.left)
 
 
-class Search:
-    """One run of the solver on one problem."""
+def _search(moves: Moves, budget: int) -> None:
+    problem = moves.problem
+    by_rule: list[tuple[float, int, list[Saved]]] = []
+    for rule in (edf_queues, relegating_queues):
+        moves.start_from(rule(problem))
+        by_rule.append((moves.cost(), len(by_rule), moves.save()))
+    rule_cost, _, rule_queues = min(by_rule)
+    moves.start_from(problem.current, placing=budget // 2)
+    moves.descend(moves.left if moves.cost() <= rule_cost else moves.left // 2)
+    kept, kept_cost = moves.save(), moves.cost()
+    if rule_cost < kept_cost - GAIN:
+        moves.restore(rule_queues)
+        moves.descend(moves.left)
+    if moves.at_stake() > NOTHING_AT_STAKE and len(problem.groups) > 1:
+        _ruin_and_recreate(moves)
+    in_force = any(problem.current.values())
+    if in_force and kept_cost <= rule_cost and moves.cost() > kept_cost * (1 - WORTH_CHANGING):
+        moves.restore(kept)
 
-    def __init__(self, problem: PlanProblem, budget: int) -> None:
-        self._problem = problem
-        self._left = budget
-        self._budget = budget
-        self._instances = {instance.id: instance for instance in problem.instances}
-        self._queues: dict[str, list[WaitingGroup]] = {}
-        self._costs: dict[str, float] = {}
 
-    def solve(self) -> Plan:
-        """The best plan found: from the plan in force, and from scratch in orders that often win."""
-        self._start(self._problem.current)
-        self._improve()
-        for order in (_by_deadline, _by_length, _by_model):
-            if self._left <= 0 or sum(self._costs.values()) < GOOD_ENOUGH:
-                break
-            queues, costs = self._queues, self._costs
-            self._start({}, order)
-            self._improve()
-            if sum(self._costs.values()) >= sum(costs.values()) - _GAIN:
-                self._queues, self._costs = queues, costs
-        return Plan(
-            number=self._problem.number,
-            queues={name: tuple(group.id for group in queue) for name, queue in self._queues.items()},
-            cost=sum(self._costs.values()),
-            evaluations=self._budget - self._left,
+def _ruin_and_recreate(moves: Moves) -> None:
+    """Take groups out and put them back in another order, again and again, and keep the best plan.
+
+    After Schrimpf et al. (2000), with the blinks of Christiaens and Vanden Berghe (2020).
+    """
+    problem = moves.problem
+    groups = {group.id: group for group in problem.groups}
+    planned = sum(len(queue) for queue in problem.current.values())
+    fresh = max(0.0, 1 - planned / len(groups))
+    patience = PATIENCE_IN_FORCE + (PATIENCE - PATIENCE_IN_FORCE) * fresh
+    best, best_cost = moves.save(), moves.cost()
+    idle = 0
+    while moves.left > 0 and idle < patience:
+        idle += 1
+        saved, cost = moves.save(), moves.cost()
+        removed = _ruin(moves)
+        order = moves.random.choice((by_deadline, by_length, _by_work, _by_model, None))
+        if order is None:
+            moves.random.shuffle(removed)
+        else:
+            removed.sort(key=lambda group: order(groups[group]))
+        for group in removed:
+            moves.insert((group,), blink=BLINK)
+        new = moves.cost()
+        if new < best_cost - GAIN:
+            moves.descend(moves.left)
+            best, best_cost = moves.save(), moves.cost()
+            idle = 0
+        elif new > cost * WORSE or new > best_cost * WORST:
+            moves.restore(saved)
+    moves.restore(best)
+
+
+def _ruin(moves: Moves) -> list[int]:
+    """Take some groups out: mostly a dear one with what stands before it and those like it; or a stretch of
+    one queue; or any. Returns their ids."""
+    random = moves.random
+    places = [(queue, position) for queue in moves.queues for position in range(len(queue.tasks))]
+    size = min(random.randint(2, MOST_REMOVED), len(places))
+    manner = random.random()
+    if manner < 0.8:
+        added = [queue.trail[p + 1][COST] - queue.trail[p][COST] for queue, p in places]
+        at = random.choices(range(len(places)), added)[0]
+        queue, position = places[at]
+        before = range(at - min(position, size), at)
+        chosen = {at, *random.sample(before, min(len(before), size // 2))}
+        dear = queue.tasks[position]
+        tasks = [queue.tasks[p] for queue, p in places]
+        alike = sorted(
+            range(len(places)),
+            key=lambda k: (
+                tasks[k].model != dear.model,
+                abs(tasks[k].first_deadline_s - dear.first_deadline_s),
+            ),
         )
-
-    def _price(self, name: str, queue: Sequence[WaitingGroup]) -> float:
-        self._left -= 1
-        return queue_cost(self._instances[name], queue)
-
-    def _start(
-        self,
-        current: Mapping[str, Sequence[int]],
-        order: Callable[[WaitingGroup], tuple[float | str, ...]] | None = None,
-    ) -> None:
-        """The groups of ``current`` as they stand there, then the others where they cost least."""
-        groups = {group.id: group for group in self._problem.groups}
-        self._queues = {instance.id: [] for instance in self._problem.instances}
-        self._costs = dict.fromkeys(self._queues, 0.0)
-        for name, ids in current.items():
-            if name in self._queues:
-                self._queues[name] = [groups.pop(g) for g in ids if g in groups]
-        for name, queue in self._queues.items():
-            if queue:
-                self._costs[name] = self._price(name, queue)
-        for group in sorted(groups.values(), key=order or _by_deadline):
-            self._insert(group)
-
-    def _insert(self, group: WaitingGroup) -> None:
-        added, name, position = self._best_place(group)
-        self._queues[name].insert(position, group)
-        self._costs[name] += added
-
-    def _best_place(self, group: WaitingGroup) -> tuple[float, str, int]:
-        """(cost added, instance, position) of the cheapest insertion."""
-        best: tuple[float, str, int] | None = None
-        for instance in self._problem.instances:
-            if instance.kind not in group.service:
-                continue
-            queue = self._queues[instance.id]
-            before = self._costs[instance.id]
-            for position in insertion_points(queue, group):
-                trial = [*queue[:position], group, *queue[position:]]
-                added = self._price(instance.id, trial) - before
-                if best is None or added < best[0] - _GAIN:
-                    best = (added, instance.id, position)
-        assert best is not None, f"no instance can serve group {group.id} of model {group.model}"
-        return best
-
-    def _improve(self) -> None:
-        """Take groups out and put them back where they cost least, until nothing improves."""
-        improved = True
-        while improved and self._left > 0:
-            improved = False
-            for name in sorted(self._queues, key=lambda n: (-self._costs[n], n)):
-                for group in list(self._queues[name]):
-                    if self._left <= 0:
-                        return
-                    improved |= self._move(name, group)
-                improved |= self._reorder_visits(name)
-
-    def _move(self, name: str, group: WaitingGroup) -> bool:
-        queue = self._queues[name]
-        cost = self._costs[name]
-        position = queue.index(group)
-        rest = queue[:position] + queue[position + 1 :]
-        saved = cost - self._price(name, rest)
-        if saved <= _GAIN:
-            return False
-        self._queues[name] = rest
-        self._costs[name] = cost - saved
-        added, target, place = self._best_place(group)
-        if added < saved - _GAIN:
-            self._queues[target].insert(place, group)
-            self._costs[target] += added
-            return True
-        self._queues[name] = queue
-        self._costs[name] = cost
-        return False
-
-    def _reorder_visits(self, name: str) -> bool:
-        """Exchange neighbouring visits to models where that costs less."""
-        improved = False
-        start = 0
-        while self._left > 0:
-            queue = self._queues[name]
-            bounds = [p for p in visit_starts(queue) if p >= start]
-            if len(bounds) < 2:
-                return improved
-            first, second = bounds[0], bounds[1]
-            end = bounds[2] if len(bounds) > 2 else len(queue)
-            trial = queue[:first] + queue[second:end] + queue[first:second] + queue[end:]
-            cost = self._price(name, trial)
-            if cost < self._costs[name] - _GAIN:
-                self._queues[name] = trial
-                self._costs[name] = cost
-                improved = True
-            start = second
-        return improved
+        while len(chosen) < size:
+            chosen.add(alike[int(len(alike) * random.random() ** 2)])
+    elif manner < 0.9:
+        at = random.randrange(len(places) - size + 1)
+        chosen = set(range(at, at + size))
+    else:
+        chosen = set(random.sample(range(len(places)), size))
+    removed = []
+    first: dict[int, int] = {}
+    for at in sorted(chosen):
+        queue, position = places[at]
+        first.setdefault(queue.index, position)
+        removed.append(queue.tasks[position].id)
+    out = set(removed)
+    for index, position in first.items():
+        queue = moves.queues[index]
+        moves.set(queue, [task for task in queue.tasks if task.id not in out], position)
+    return removed
 
 
-def _by_deadline(group: WaitingGroup) -> tuple[float | str, ...]:
-    return group.first_deadline_s, group.id
-
-
-def _by_length(group: WaitingGroup) -> tuple[float | str, ...]:
-    """Least work per weight first: what to serve when not all can be met."""
+def _by_work(group: WaitingGroup) -> tuple[float | str, ...]:
     service = next(iter(group.service.values()))
-    return (service.prefill_s + service.decode_s) / group.weight, group.id
+    return -group.requests * (service.prefill_s + service.decode_s), group.id
 
 
 def _by_model(group: WaitingGroup) -> tuple[float | str, ...]:
     return group.model, group.first_deadline_s, group.id
-
-
-def visit_starts(queue: Sequence[WaitingGroup]) -> list[int]:
-    """Positions at which the model changes; a visit is what is served between two swaps."""
-    return [p for p in range(len(queue)) if p == 0 or queue[p].model != queue[p - 1].model]
-
-
-def insertion_points(queue: Sequence[WaitingGroup], group: WaitingGroup) -> list[int]:
-    """Positions worth trying, the one to keep at equal cost first.
-
-    In deadline order in each visit to the group's model, at the end of such a visit, at the end of the
-    queue, and before each visit.
-    """
-    points: dict[int, None] = {}
-    starts = visit_starts(queue)
-    for index, start in enumerate(starts):
-        if queue[start].model == group.model:
-            end = starts[index + 1] if index + 1 < len(starts) else len(queue)
-            at = start
-            while at < end and queue[at].first_deadline_s <= group.first_deadline_s:
-                at += 1
-            points[at] = None
-            points[end] = None
-    points[len(queue)] = None
-    points.update(dict.fromkeys(starts if len(queue) > SHORT_QUEUE else range(len(queue))))
-    return list(points)
-
-
-def solve(problem: PlanProblem, budget: int = BUDGET) -> Plan:
-    """A good plan for ``problem``, found within ``budget`` priced queues (a little more to finish)."""
-    return Search(problem, budget).solve()
 
 
 def insertion(
@@ -197,16 +150,19 @@ def insertion(
     group: WaitingGroup,
 ) -> tuple[str, int]:
     """Where one new group costs least: (instance, position). For placement between two plans."""
-    best: tuple[float, str, int] | None = None
+    best = None
+    below = inf
     for instance in instances:
         if instance.kind not in group.service:
             continue
-        queue = queues[instance.id]
-        before = queue_cost(instance, queue) if queue else 0.0
-        for position in insertion_points(queue, group):
-            trial = [*queue[:position], group, *queue[position:]]
-            added = queue_cost(instance, trial) - before
-            if best is None or added < best[0] - _GAIN:
-                best = (added, instance.id, position)
+        queue = Queue(instance, 0)
+        queue.replace([task(each, instance.kind) for each in queues[instance.id]])
+        new = task(group, instance.kind)
+        for position in insertion_points(queue.tasks, new):
+            if queue.insertion_bound(position, (new,), below) < below:
+                rest = [new, *queue.tasks[position:]]
+                added = queue.price(position, rest, queue.cost + below) - queue.cost
+                if added < below - GAIN:
+                    below, best = added, (instance.id, position)
     assert best is not None, f"no instance can serve group {group.id} of model {group.model}"
-    return best[1], best[2]
+    return best

@@ -47,7 +47,7 @@ def random_problem() -> Callable[..., PlanProblem]:
                 kind=str(rng.choice(kinds)),
                 model=names[int(rng.integers(models))],
                 ready_s=0.0,
-                free=float(rng.integers(0, 40)),
+                free=float(rng.uniform()),
                 running=int(rng.integers(0, 50)),
                 leave_s=float(rng.uniform(0.05, 0.5)),
                 swap_s={model: float(rng.uniform(0.5, 3)) for model in names},

@@ -1,0 +1,109 @@
+"""Queues of a plan under search, with the state before each position, so that a change is priced from
+where it happens and not from the start.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final
+
+from qlm_sim.core.plan import InstanceState
+from qlm_sim.solver.cost import WAIT_PER_S, State, Task, beginning, follow
+
+# Places in a State.
+CLOCK_S: Final = 0
+LOADED: Final = 2
+COST: Final = 5
+WAITING: Final = 6
+
+EVERY_POSITION = 8
+"""Up to this many groups, every position of a queue is worth trying."""
+
+
+Saved = tuple[list[Task], list[State], list[float], float]
+
+
+class Queue:
+    """The order of groups on one instance."""
+
+    __slots__ = ("cost", "index", "instance", "kind", "leave_s", "swap_s", "tasks", "trail", "weights")
+
+    def __init__(self, instance: InstanceState, index: int) -> None:
+        self.instance = instance
+        self.index = index
+        self.kind = instance.kind
+        self.leave_s = instance.leave_s
+        self.swap_s = instance.swap_s
+        self.tasks: list[Task] = []
+        self.trail: list[State] = [beginning(instance)]
+        """The state before each task, and after the last."""
+        self.weights: list[float] = [0.0]
+        """Weight of all requests before each position."""
+        self.cost = 0.0
+
+    def replace(self, tasks: list[Task], start: int = 0) -> None:
+        """Serve ``tasks`` instead; the first ``start`` of them are those of before."""
+        self.tasks = tasks
+        self.trail = self.trail[: start + 1]
+        follow(self.trail[start], tasks[start:], self.leave_s, self.swap_s, trail=self.trail)
+        self.cost = self.trail[-1][COST]
+        self.weights = list(accumulate([task.weight for task in tasks], initial=0.0))
+
+    def save(self) -> Saved:
+        """What ``restore`` needs to come back to the queue as it is now."""
+        return self.tasks, self.trail, self.weights, self.cost
+
+    def restore(self, saved: Saved) -> None:
+        self.tasks, self.trail, self.weights, self.cost = saved
+
+    def price(self, start: int, tasks: Sequence[Task], limit: float) -> float:
+        """What the queue would cost with ``tasks`` from position ``start`` on; inf above ``limit``."""
+        return follow(self.trail[start], tasks, self.leave_s, self.swap_s, limit)
+
+    def at_stake(self) -> float:
+        """Cost apart from waiting: what is missed, late or spent on swaps."""
+        return self.cost - self.trail[-1][WAITING]
+
+    def insertion_bound(self, position: int, block: Sequence[Task], limit: float) -> float:
+        """What inserting ``block`` there adds, were nobody behind late because of it; inf above ``limit``."""
+        before = self.trail[position]
+        after: list[State] = []
+        own = follow(before, block, self.leave_s, self.swap_s, before[COST] + limit, after) - before[COST]
+        if own > limit:
+            return own
+        behind = self.weights[-1] - self.weights[position]
+        if behind:
+            following = self.tasks[position].model
+            delay_s = after[-1][CLOCK_S] - before[CLOCK_S]
+            if following != block[-1].model:
+                delay_s += self.leave_s + self.swap_s[following]
+            if following != before[LOADED]:
+                delay_s -= self.leave_s + self.swap_s[following]
+            own += 2 * WAIT_PER_S * delay_s * behind
+        return own
+
+
+def visit_starts(tasks: Sequence[Task]) -> list[int]:
+    """Positions at which the model changes; a visit is what is served between two swaps."""
+    return [p for p in range(len(tasks)) if p == 0 or tasks[p].model != tasks[p - 1].model]
+
+
+def insertion_points(tasks: Sequence[Task], task: Task) -> list[int]:
+    """Positions worth trying, the one to keep at equal cost first.
+
+    In deadline order in each visit to the task's model, at the end of such a visit, at the end of the
+    queue, and before each visit; of a short queue every position.
+    """
+    model, first_s = task.model, task.first_deadline_s
+    points: dict[int, None] = {}
+    starts = visit_starts(tasks)
+    for index, start in enumerate(starts):
+        if tasks[start].model == model:
+            end = starts[index + 1] if index + 1 < len(starts) else len(tasks)
+            at = start
+            while at < end and tasks[at].first_deadline_s <= first_s:
+                at += 1
+            points[at] = None
+            points[end] = None
+    points[len(tasks)] = None
+    points.update(dict.fromkeys(starts if len(tasks) > EVERY_POSITION else range(len(tasks))))
+    return list(points)
