@@ -34,7 +34,6 @@ class InstanceLedger:
         self.prefilling_tokens = 0
         """Of those, the ones whose prefill has not been reported done."""
         self.decoding = 0
-        self._decoding_since = 0.0
         self.loaded_at = -math.inf
         """When the loaded model began to serve."""
         self.host = HostModels(spec.host_bytes, [(m, spec.models[m].weight_bytes) for m in spec.host_models])
@@ -67,7 +66,6 @@ class InstanceLedger:
             item.first_token_at = now
             self.prefilling_tokens -= item.pulled_context
             self.decoding += 1
-            self._decoding_since += now
 
     def left(self, item: Tracked) -> None:
         """The item is no longer on the engine."""
@@ -77,12 +75,4 @@ class InstanceLedger:
             self.prefilling_tokens -= item.pulled_context
         else:
             self.decoding -= 1
-            self._decoding_since -= item.first_token_at
             item.first_token_at = None
-
-    def generated_tokens(self, now: float, token_s: float) -> float:
-        """Estimated tokens that the running requests have generated in this attempt.
-
-        ``token_s``: seconds between two tokens of a decoding request.
-        """
-        return max(0.0, (self.decoding * now - self._decoding_since) / token_s)

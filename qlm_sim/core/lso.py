@@ -92,9 +92,7 @@ def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float
     """Whether the engine can start ``item`` now, by the ledger.
 
     It can when a sequence slot is free, the prompts ahead of it fill less than one iteration, and its
-    KV cache fits beside that of the running requests. Requests that started together grow together:
-    with output lengths of mean μ that are about exponential, n of them hold at most n·μ/e generated
-    tokens at a time, so that much is kept free until they hold it.
+    KV cache fits beside that of the running requests and what these are expected to grow by.
     """
     profile = ledger.spec.models[item.request.model]
     running = len(ledger.running)
@@ -102,8 +100,5 @@ def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float
         return False
     if running == 0:
         return True
-    generated = max(
-        ledger.generated_tokens(now, estimator.token_s(ledger)),
-        running * estimator.peak_tokens(item.request.model),
-    )
-    return ledger.context_tokens + generated + item.context_tokens <= profile.kv_capacity_tokens
+    held = ledger.context_tokens + estimator.growth_tokens(ledger, now)
+    return held + item.context_tokens <= profile.kv_capacity_tokens

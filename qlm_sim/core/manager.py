@@ -136,7 +136,9 @@ class QueueManager:
         item = self._on_engine(event)
         if item is not None:
             item.served = True
-            self.ledgers[event.instance].began_decoding(item, now)
+            ledger = self.ledgers[event.instance]
+            self.estimator.first_token(ledger, item, now)
+            ledger.began_decoding(item, now)
             self._touched[event.instance] = None
 
     def _progress(self, now: float, event: Progress) -> None:
@@ -154,14 +156,15 @@ class QueueManager:
     def _finished(self, now: float, event: RequestFinished) -> None:
         item = self._on_engine(event)
         if item is not None:
+            self.estimator.finished(self.ledgers[event.instance], item, now, event.output_tokens)
             self._leave_engine(item)
             del self.requests[event.request_id]
-            self.estimator.finished(item, event.output_tokens)
 
     def _evicted(self, now: float, event: RequestEvicted) -> None:
         item = self._on_engine(event)
         if item is None:
             return
+        self.estimator.left(self.ledgers[event.instance], item, now, event.output_tokens)
         self._leave_engine(item)
         if item.cancelled:
             del self.requests[event.request_id]
@@ -175,6 +178,7 @@ class QueueManager:
     def _failed(self, now: float, event: RequestFailed) -> None:
         item = self._on_engine(event)
         if item is not None:
+            self.estimator.left(self.ledgers[event.instance], item, now, None)
             self._leave_engine(item)
             del self.requests[event.request_id]
 
@@ -193,6 +197,7 @@ class QueueManager:
     def _instance_down(self, now: float, event: InstanceDown) -> None:
         ledger = self.ledgers.pop(event.instance)
         for item in ledger.running.values():
+            self.estimator.left(ledger, item, now, None)
             item.state = State.WAITING
             item.first_token_at = None
             if item.cancelled:
@@ -211,7 +216,9 @@ class QueueManager:
                 self._wait(item, now)
 
     def _reported(self, now: float, event: EngineReported) -> None:
-        self.ledgers[event.instance].reported = event
+        ledger = self.ledgers[event.instance]
+        ledger.reported = event
+        self.estimator.reported(ledger, now)
         self._touched[event.instance] = None
 
     def _plan_ready(self, now: float, event: PlanReady) -> None:

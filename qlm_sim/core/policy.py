@@ -17,16 +17,24 @@ from qlm_sim.core.plan import Plan
 class Estimator(Protocol):
     """What is believed of output lengths and of the engines' speed. It learns from what finishes."""
 
-    def finished(self, item: Tracked, output_tokens: int) -> None:
-        """``item`` is done after that many tokens."""
+    def first_token(self, ledger: InstanceLedger, item: Tracked, now: float) -> None:
+        """``item``, which runs there, decodes from now on."""
         ...
 
-    def token_s(self, ledger: InstanceLedger) -> float:
-        """Seconds between two tokens of a request that decodes there now."""
+    def finished(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int) -> None:
+        """``item``, which runs there, is done after that many tokens."""
         ...
 
-    def peak_tokens(self, model: str) -> float:
-        """Generated tokens that each of many requests started together comes to hold at their peak."""
+    def left(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None) -> None:
+        """``item``, which runs there, leaves before its end; None where its tokens are not known."""
+        ...
+
+    def reported(self, ledger: InstanceLedger, now: float) -> None:
+        """The engine has reported: ``ledger.reported`` is new."""
+        ...
+
+    def growth_tokens(self, ledger: InstanceLedger, now: float) -> float:
+        """KV tokens to keep for what runs there beyond what it brought along: generated and to come."""
         ...
 
 

@@ -1,32 +1,74 @@
-"""How long outputs are: statistics learnt from what finished, starting from a prior.
+"""How long outputs are: distributions learnt from what finishes and from what still runs, from a prior.
 
-Nobody's true length is read in advance. Kept per model and SLO class, because a chat answer and a
-batch summary differ; a class that has not finished enough yet leans on the prior.
+Nobody's true length is read in advance. A running request is a censored observation: its length is not
+known, but that it is longer than what it has generated is. Leaving such requests out makes early
+estimates too short, because short outputs finish first; so the chance to end is estimated for each of
+many ranges of tokens, from all that came into the range (life table; Kaplan and Meier, 1958). Kept per
+kind of request (``LengthKind``), each leaning on its SLO class, that on its model, and that on the prior,
+as long as it has seen little.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlm_sim.core.types import Request
+
+Floats = NDArray[np.float64]
 
 PRIOR_MEAN_TOKENS = 256.0
 """Prior mean output length: between the means of ShareGPT (about 200 to 280 tokens, by tokenizer)
-and of the Azure conversation trace of 2023 (211)."""
-PRIOR_CV = 1.0
-"""Prior coefficient of variation; 1 is an exponential, near that of ShareGPT (about 0.95)."""
-PRIOR_REQUESTS = 16
-"""How many finished requests the prior counts for."""
+and of the Azure conversation trace of 2023 (211). The prior is exponential."""
+PRIOR_REQUESTS = 16.0
+"""How many requests the prior, or the wider level, counts for."""
+MEMORY_REQUESTS = 20_000
+"""What was learnt counts half from here on, so that a changing workload is followed."""
+LONGEST_CAP = 1024
+"""``max_tokens`` above this says little of an output's length; up to it, requests are kept apart."""
+
+_GROWTH = 1.12
+EDGES: tuple[int, ...] = tuple(sorted({*range(9), *(round(8 * _GROWTH**i) for i in range(1, 93)), 2**18}))
+"""Bin b holds lengths in (EDGES[b], EDGES[b + 1]] tokens."""
+_EDGES = np.array(EDGES, dtype=float)
+_MIDDLES = (_EDGES[1:] + _EDGES[:-1] + 1) / 2
+_VARIANCES = (np.diff(_EDGES) ** 2 - 1) / 12
+"""Mean and variance of a length that is in the bin, all of its lengths being as likely."""
+_SURELY = 0.999
+"""Chance to end in a bin that no request leaves alive; not 1, so that every length has a logarithm."""
 
 
-@dataclass(slots=True)
+class LengthKind(NamedTuple):
+    """Requests whose output lengths are taken to be alike."""
+
+    model: str
+    slo_class: str
+    prompt_band: int
+    """One band per factor of two in the prompt's length."""
+    cap_tokens: int
+    """A power of two that ``max_tokens`` does not exceed; 0 where max_tokens is above LONGEST_CAP."""
+
+
+def kind_of(request: Request) -> LengthKind:
+    most = request.max_tokens
+    return LengthKind(
+        request.model,
+        request.slo_class,
+        request.prompt_tokens.bit_length(),
+        1 << (most - 1).bit_length() if most <= LONGEST_CAP else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LengthStatistics:
     """Count, sum and sum of squares of output lengths in tokens."""
 
     count: float = PRIOR_REQUESTS
     total: float = PRIOR_REQUESTS * PRIOR_MEAN_TOKENS
-    total_squared: float = PRIOR_REQUESTS * PRIOR_MEAN_TOKENS**2 * (1 + PRIOR_CV**2)
-
-    def observe(self, tokens: int) -> None:
-        self.count += 1
-        self.total += tokens
-        self.total_squared += tokens * tokens
+    total_squared: float = PRIOR_REQUESTS * PRIOR_MEAN_TOKENS**2 * 2
 
     @property
     def mean(self) -> float:
@@ -42,26 +84,164 @@ class LengthStatistics:
         return max(0.0, self.second_moment - self.mean**2)
 
 
+class LengthDistribution:
+    """Output lengths by bin; inside a bin all lengths are about as likely."""
+
+    def __init__(self, ending: Floats, middle: Floats, observations: float) -> None:
+        """``ending``: chance to end in a bin once it is reached; ``middle``: mean of the lengths in it;
+        ``observations``: how many it rests on."""
+        self.ending = np.minimum(ending, _SURELY)
+        self.middle = middle
+        self.observations = observations
+        self.reaching = np.concatenate(([1.0], np.cumprod(1.0 - self.ending)))
+        """P(length > edge), by edge."""
+
+    def log_survival(self, tokens: Floats) -> Floats:
+        """log P(length > tokens), elementwise."""
+        logs: Floats = np.log(np.interp(tokens, _EDGES, self.reaching))
+        return logs
+
+    @cached_property
+    def moments(self) -> tuple[float, float, float, float]:
+        """E[X], E[X²], E[X³], E[X⁴] in powers of tokens."""
+        share, x, v = -np.diff(self.reaching), self.middle, _VARIANCES
+        return (
+            float(share @ x),
+            float(share @ (x**2 + v)),
+            float(share @ (x**3 + 3 * x * v)),
+            float(share @ (x**4 + 6 * x**2 * v + 1.8 * v**2)),
+        )
+
+    @cached_property
+    def statistics(self) -> LengthStatistics:
+        mean, second, _, _ = self.moments
+        count = self.observations
+        return LengthStatistics(count, mean * count, second * count)
+
+
+PRIOR = LengthDistribution(-np.expm1(-np.diff(_EDGES) / PRIOR_MEAN_TOKENS), _MIDDLES, PRIOR_REQUESTS)
+
+
+class Generating(Protocol):
+    """A request that decodes now."""
+
+    @property
+    def tokens(self) -> float:
+        """Generated so far, all attempts together."""
+        ...
+
+
+class _Level:
+    """What was seen of the requests of one kind, class or model."""
+
+    def __init__(self, wider: "_Level | None", cap_tokens: int) -> None:
+        bins = len(EDGES) - 1
+        self._wider = wider
+        self._cap_bin = bisect_left(EDGES, cap_tokens) - 1 if cap_tokens else bins
+        self._ends = [0.0] * bins
+        """Requests that finished in the bin ..."""
+        self._tokens = [0.0] * bins
+        """... and their tokens in sum."""
+        self._leaves = [0.0] * bins
+        """Those and the ones whose observation ends in the bin, less those whose begins there."""
+        self._finished = 0.0
+        self.running: dict[str, Generating] = {}
+        self._events = 0
+        self._due = 0.0
+        self._seen = -1
+        self.version = 0
+        self._distribution = PRIOR
+
+    def begin(self, request_id: str, generating: Generating, tokens: float) -> None:
+        self.running[request_id] = generating
+        self._events += 1
+        if tokens > 1:
+            self._observe(tokens, -1.0)
+
+    def end(self, request_id: str, tokens: float, finished: bool) -> None:
+        del self.running[request_id]
+        at = self._observe(tokens, 1.0)
+        if finished:
+            self._events += 1
+            self._ends[at] += 1
+            self._tokens[at] += tokens
+            self._finished += 1
+            if self._finished > MEMORY_REQUESTS:
+                self._forget()
+
+    def _observe(self, tokens: float, sign: float) -> int:
+        at = max(0, min(len(self._leaves), bisect_left(EDGES, tokens)) - 1)
+        self._leaves[at] += sign
+        return at
+
+    def _forget(self) -> None:
+        self._finished /= 2
+        for column in (self._ends, self._tokens, self._leaves):
+            column[:] = [value / 2 for value in column]
+
+    @property
+    def distribution(self) -> LengthDistribution:
+        """Estimated anew whenever a tenth more has been seen here, or when the wider level was."""
+        wider = self._wider
+        prior = wider.distribution if wider is not None else PRIOR
+        if self._events >= self._due or (wider is not None and wider.version != self._seen):
+            self._due = self._events * 1.1 + 8
+            self._seen = wider.version if wider is not None else 0
+            self.version += 1
+            self._distribution = self._estimate(prior)
+        return self._distribution
+
+    def _estimate(self, prior: LengthDistribution) -> LengthDistribution:
+        ends, leaves = np.array(self._ends), np.array(self._leaves)
+        if self.running:
+            tokens = np.array([each.tokens for each in self.running.values()])
+            at = np.clip(np.searchsorted(_EDGES, tokens) - 1, 0, len(leaves) - 1)
+            leaves += np.bincount(at, minlength=len(leaves))
+        # Who is observed for a part of the bin is at risk for half of it.
+        at_risk = np.cumsum(leaves[::-1])[::-1] - (leaves - ends) / 2
+        # The prior counts as requests of its own, few of which reach far bins.
+        weight = np.maximum(PRIOR_REQUESTS * prior.reaching[:-1], 1e-9)
+        ending = (ends + weight * prior.ending) / (np.maximum(at_risk, ends) + weight)
+        ending[self._cap_bin :] = _SURELY
+        middle = (np.array(self._tokens) + weight * prior.middle) / (ends + weight)
+        return LengthDistribution(ending, middle, self._finished + PRIOR_REQUESTS)
+
+
 class OutputLengths:
-    """Length statistics per (model, SLO class), and per model over all classes."""
+    """Length distributions per kind, per SLO class of a model, and per model."""
 
     def __init__(self) -> None:
-        self._by_class: dict[tuple[str, str], LengthStatistics] = {}
-        self._by_model: dict[str, LengthStatistics] = {}
+        self._levels: dict[tuple[str | int, ...], _Level] = {}
 
-    def observe(self, model: str, slo_class: str, tokens: int) -> None:
-        self.of_class(model, slo_class).observe(tokens)
-        self.of_model(model).observe(tokens)
+    def began(self, request_id: str, kind: LengthKind, generating: Generating) -> None:
+        """A request decodes from now on."""
+        tokens = generating.tokens
+        for level in self._all(kind):
+            level.begin(request_id, generating, tokens)
+
+    def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:
+        """It stopped after so many tokens; not ``finished``: it would have generated more."""
+        for level in self._all(kind):
+            level.end(request_id, tokens, finished)
+
+    def of_kind(self, kind: LengthKind) -> LengthDistribution:
+        return self._all(kind)[2].distribution
 
     def of_class(self, model: str, slo_class: str) -> LengthStatistics:
-        key = (model, slo_class)
-        stats = self._by_class.get(key)
-        if stats is None:
-            stats = self._by_class[key] = LengthStatistics()
-        return stats
+        return self._level(model, slo_class).distribution.statistics
 
     def of_model(self, model: str) -> LengthStatistics:
-        stats = self._by_model.get(model)
-        if stats is None:
-            stats = self._by_model[model] = LengthStatistics()
-        return stats
+        return self._level(model).distribution.statistics
+
+    def _all(self, kind: LengthKind) -> tuple[_Level, _Level, _Level]:
+        model, slo_class, _, _ = kind
+        return self._level(model), self._level(model, slo_class), self._level(*kind)
+
+    def _level(self, *key: str | int) -> _Level:
+        level = self._levels.get(key)
+        if level is None:
+            wider = None if len(key) == 1 else self._level(*key[: 1 if len(key) == 2 else 2])
+            cap = key[3] if len(key) == 4 else 0
+            assert isinstance(cap, int)
+            level = self._levels[key] = _Level(wider, cap)
+        return level

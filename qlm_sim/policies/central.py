@@ -76,6 +76,12 @@ class CentralPolicy:
             for model in ledger.spec.models:
                 self._capable.setdefault(model, []).append(ledger)
 
+    def queue(self, instance: str) -> Sequence[RequestGroup]:
+        """What may be served there, oldest first."""
+        groups = self._table.groups.values()
+        mine = [g for g in groups if any(ledger.id == instance for ledger in self._capable[g.key.model])]
+        return sorted(mine, key=lambda group: (group.head.request.arrived_at, group.id))
+
     def add(self, item: Tracked, now: float) -> Iterable[str]:
         request = item.request
         key = GroupKey(request.model, request.slo_class, band=0, served=item.served)

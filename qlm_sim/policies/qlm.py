@@ -74,6 +74,10 @@ class QlmPolicy:
 
     # What waits
 
+    def queue(self, instance: str) -> Sequence[RequestGroup]:
+        """The virtual queue of an instance, in serving order as far as is planned."""
+        return self._queues[instance]
+
     def add(self, item: Tracked, now: float) -> Iterable[str]:
         request = item.request
         key = GroupKey(request.model, request.slo_class, prompt_band(request.prompt_tokens), item.served)

@@ -20,7 +20,8 @@ from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
-from qlm_sim.estimator.service import ServiceEstimator, decode_step_s, group_service, prefill_s
+from qlm_sim.estimator.service import ServiceEstimator, group_service
+from qlm_sim.estimator.steps import decode_step_s, prefill_s
 from qlm_sim.solver.herd import assign_models
 
 LAMBDA = 3.03

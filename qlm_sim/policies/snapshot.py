@@ -9,7 +9,8 @@ from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lso import keeps_kv
 from qlm_sim.core.plan import GroupService, InstanceState, WaitingGroup
 from qlm_sim.core.types import InstanceSpec, ModelOnInstance
-from qlm_sim.estimator.service import ServiceEstimator, decode_step_s, group_service
+from qlm_sim.estimator.service import ServiceEstimator, group_service
+from qlm_sim.estimator.steps import decode_step_s
 
 _LOG_PROMPT_STEP = log(1.25)
 """Services are computed once per prompt length, to this factor."""
@@ -119,7 +120,7 @@ class SnapshotTaker:
         if profile is None or not ledger.running:
             return 0.0
         token_s = self._estimator.token_s(ledger)
-        tokens = ledger.context_tokens + ledger.generated_tokens(now, token_s)
+        tokens = ledger.context_tokens + self._estimator.generated_tokens(ledger, now)
         moves_s = tokens * profile.kv_restore_token_s if keeps_kv(profile) else 0.0
         return token_s + moves_s
 

@@ -1,32 +1,10 @@
-"""What the estimator believes of service: learnt lengths, and the engine seconds they mean."""
+"""What lengths mean for an engine: seconds per request, requests per batch, room to keep."""
 
-import numpy as np
 import pytest
 
-from qlm_sim.estimator.lengths import PRIOR_MEAN_TOKENS, LengthStatistics, OutputLengths
-from qlm_sim.estimator.service import decode_step_s, group_service, prefill_s
-
-
-def test_before_anything_finished_the_prior_holds():
-    assert OutputLengths().of_model("a").mean == PRIOR_MEAN_TOKENS
-
-
-def test_the_prior_fades_behind_what_finished():
-    stats = LengthStatistics()
-    draws = np.random.default_rng(0).geometric(1 / 80, size=5000)
-    for tokens in draws:
-        stats.observe(int(tokens))
-    assert stats.mean == pytest.approx(draws.mean(), rel=0.02)
-    assert stats.variance == pytest.approx(draws.var(), rel=0.05)
-
-
-def test_classes_of_a_model_are_kept_apart():
-    lengths = OutputLengths()
-    for _ in range(1000):
-        lengths.observe("a", "chat", 50)
-        lengths.observe("a", "batch", 800)
-    assert lengths.of_class("a", "chat").mean < 60 < lengths.of_model("a").mean
-    assert lengths.of_class("a", "batch").mean > 700
+from qlm_sim.estimator.lengths import LengthStatistics
+from qlm_sim.estimator.service import RoomRule, ServiceEstimator, group_service
+from qlm_sim.estimator.steps import decode_step_s, prefill_s
 
 
 def test_more_memory_makes_larger_batches_and_cheaper_requests(make_instance):
@@ -55,3 +33,27 @@ def test_prefill_grows_with_the_prompt_and_covers_every_chunk(make_instance):
     assert times == sorted(times)
     chunks = 20_000 / profile.max_num_batched_tokens
     assert times[-1] >= chunks * profile.step.base_s(profile.max_num_batched_tokens)
+
+
+def test_a_slower_engine_takes_longer_and_holds_as_many(make_instance):
+    profile = make_instance().models["a"]
+    as_promised = group_service(profile, 200, LengthStatistics())
+    slower = group_service(profile, 200, LengthStatistics(), slowness=2.0)
+    assert slower.prefill_s == pytest.approx(2 * as_promised.prefill_s)
+    assert slower.decode_s == pytest.approx(2 * as_promised.decode_s)
+    assert slower.batch == as_promised.batch
+
+
+def test_little_memory_keeps_at_most_a_quarter_free():
+    rule = ServiceEstimator().room_rule("a", 2_000)
+    assert rule.most_tokens == 500
+    assert ServiceEstimator().room_rule("a", 10**6).most_tokens > 500
+
+
+def test_few_running_requests_need_little_room_to_grow():
+    rule = RoomRule(most_tokens=2_000, mean_tokens=100, waste_tokens=0)
+    assert rule.reserve_tokens(1) == 100
+    assert rule.reserve_tokens(1000) == 2_000
+    grown = [rule.growth_tokens(10, generated) for generated in (0, 100, 1_000, 10_000)]
+    assert grown == sorted(grown)
+    assert grown[-1] >= 10_000

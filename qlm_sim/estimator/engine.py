@@ -1,0 +1,95 @@
+"""An engine with what runs on it and what waits for it, as columns: what waits are forecast from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlm_sim.core.types import ModelOnInstance
+from qlm_sim.estimator.lengths import Floats, LengthDistribution
+from qlm_sim.estimator.service import RoomRule
+from qlm_sim.estimator.steps import decode_step_s
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine and its rule for taking requests in."""
+
+    profile: ModelOnInstance
+    slowness: float
+    """Its seconds per second of the profile."""
+    rule: RoomRule
+    lengths: Sequence[LengthDistribution]
+    """Output lengths by kind of request."""
+
+    def step_s(self, sequences: float, kv_tokens: float) -> float:
+        return self.slowness * decode_step_s(self.profile, sequences, kv_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What decodes: columns of one length."""
+
+    generated: Floats
+    """Tokens, all attempts together, when its survival counts from."""
+    since: Floats
+    """Decode steps since then, survived in expectation alone."""
+    brought: Floats
+    """KV tokens that each brought along to its present attempt."""
+    began: Floats
+    """Tokens generated when its present attempt began to decode."""
+    kind: NDArray[np.int64]
+    """Index into the length distributions."""
+
+    def __len__(self) -> int:
+        return len(self.generated)
+
+    def survivors(
+        self, steps: Floats, lengths: Sequence[LengthDistribution]
+    ) -> tuple[Floats, Floats, Floats]:
+        """Expected sequences, their KV tokens, and what they brought along, after so many steps."""
+        sequences, kv_tokens, brought = np.zeros((3, len(steps)))
+        for kind in np.unique(self.kind).tolist():
+            rows = self.kind == kind
+            start = self.generated[rows]
+            tokens = (start + self.since[rows])[:, None] + steps
+            log_survival = lengths[kind].log_survival
+            alive = np.exp(log_survival(tokens) - log_survival(start)[:, None])
+            sequences += alive.sum(axis=0)
+            contexts = self.brought[rows] @ alive
+            brought += contexts
+            kv_tokens += contexts + ((tokens - self.began[rows][:, None] + 1) * alive).sum(axis=0)
+        return sequences, kv_tokens, brought
+
+
+@dataclass(frozen=True)
+class Line:
+    """What waits, in order: columns of one length. The last entries may stand for several requests."""
+
+    context: Floats
+    """KV tokens that each needs to start."""
+    prefill: Floats
+    """Tokens that must be computed for it; fewer than ``context`` where KV comes back from the host."""
+    kind: NDArray[np.int64]
+    count: Floats
+    """Requests per entry: 1 except at the end of a long line."""
+    sent: int = 0
+    """So many at the head are on the engine already."""
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def behind(self, entries: int) -> "Line":
+        """The line without its first entries."""
+        rest = slice(entries, None)
+        return Line(self.context[rest], self.prefill[rest], self.kind[rest], self.count[rest])
+
+    @cached_property
+    def requests(self) -> float:
+        return float(self.count.sum())
+
+    def mean(self, column: Floats) -> float:
+        """Mean per request."""
+        return float(self.count @ column) / self.requests

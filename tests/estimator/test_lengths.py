@@ -1,0 +1,124 @@
+"""Learnt output lengths: the prior, the laws of censoring, and kinds that lean on each other."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from qlm_sim.estimator.lengths import (
+    PRIOR_MEAN_TOKENS,
+    LengthDistribution,
+    LengthKind,
+    OutputLengths,
+    kind_of,
+)
+
+KIND = LengthKind("a", "chat", 7, 0)
+
+
+@dataclass
+class Running:
+    tokens: float = 1.0
+
+
+def finish(lengths, kind, tokens, name="r"):
+    lengths.began(name, kind, Running())
+    lengths.ended(name, kind, tokens, finished=True)
+
+
+def survival(distribution: LengthDistribution, tokens: float) -> float:
+    return float(np.exp(distribution.log_survival(np.array([tokens]))[0]))
+
+
+def test_before_anything_finished_the_prior_holds():
+    assert OutputLengths().of_model("a").mean == pytest.approx(PRIOR_MEAN_TOKENS, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", ["geometric", "lognormal", "fixed"])
+def test_the_prior_fades_behind_what_finished(shape):
+    rng = np.random.default_rng(0)
+    draws = {
+        "geometric": rng.geometric(1 / 80, size=3000),
+        "lognormal": np.ceil(rng.lognormal(5, 1, size=3000)).astype(int),
+        "fixed": np.full(3000, 300),
+    }[shape]
+    lengths = OutputLengths()
+    for tokens in draws.tolist():
+        finish(lengths, KIND, tokens)
+    learnt = lengths.of_model("a")
+    assert learnt.mean == pytest.approx(draws.mean(), rel=0.03)
+    assert learnt.second_moment == pytest.approx((draws.astype(float) ** 2).mean(), rel=0.06)
+    for tokens in (30, 100, 400, 1000):
+        assert survival(lengths.of_kind(KIND), tokens) == pytest.approx((draws > tokens).mean(), abs=0.03)
+
+
+def test_running_requests_keep_early_finishes_from_looking_typical():
+    """Of 400 that start together the short ones finish first: their mean alone is far too low."""
+    draws = np.random.default_rng(1).geometric(1 / 300, size=400)
+    lengths = OutputLengths()
+    running = {str(i): Running() for i in range(len(draws))}
+    for name, request in running.items():
+        lengths.began(name, KIND, request)
+    for i, tokens in enumerate(draws.tolist()):
+        if tokens <= 100:
+            lengths.ended(str(i), KIND, tokens, finished=True)
+        else:
+            running[str(i)].tokens = 100.0
+    finished = draws[draws <= 100]
+    assert finished.mean() < 60
+    assert lengths.of_model("a").mean == pytest.approx(300, rel=0.2)
+
+
+def test_a_request_that_left_early_counts_as_longer_than_it_got():
+    lengths = OutputLengths()
+    for _ in range(500):
+        finish(lengths, KIND, 200)
+        lengths.began("r", KIND, Running())
+        lengths.ended("r", KIND, 50, finished=False)
+    assert lengths.of_model("a").mean == pytest.approx(200, rel=0.05)
+
+
+def test_a_resumed_request_is_at_risk_from_where_it_goes_on():
+    """Interrupted at 200 of 400 tokens or not: the same request, the same lesson."""
+    whole, resumed = OutputLengths(), OutputLengths()
+    for _ in range(300):
+        finish(whole, KIND, 400)
+        resumed.began("r", KIND, Running())
+        resumed.ended("r", KIND, 200, finished=False)
+        resumed.began("r", KIND, Running(tokens=200.0))
+        resumed.ended("r", KIND, 400, finished=True)
+    assert resumed.of_model("a").mean == pytest.approx(whole.of_model("a").mean, rel=0.02)
+
+
+def test_classes_of_a_model_are_kept_apart():
+    lengths = OutputLengths()
+    for _ in range(1000):
+        finish(lengths, LengthKind("a", "chat", 7, 0), 50)
+        finish(lengths, LengthKind("a", "batch", 7, 0), 800)
+    assert lengths.of_class("a", "chat").mean < 60 < lengths.of_model("a").mean
+    assert lengths.of_class("a", "batch").mean > 700
+
+
+def test_a_kind_not_seen_yet_is_taken_to_be_like_its_class():
+    lengths = OutputLengths()
+    for _ in range(2000):
+        finish(lengths, KIND, 40)
+    unseen = lengths.of_kind(KIND._replace(prompt_band=12))
+    assert unseen.statistics.mean == pytest.approx(lengths.of_class("a", "chat").mean, rel=0.02)
+
+
+def test_no_output_exceeds_its_cap(make_request):
+    lengths = OutputLengths()
+    capped = KIND._replace(cap_tokens=64)
+    assert lengths.of_kind(capped).statistics.mean < 64
+    assert survival(lengths.of_kind(capped), 80) < 1e-6
+    assert kind_of(make_request("r")).cap_tokens == 0
+
+
+def test_old_lessons_fade_when_the_workload_changes():
+    lengths = OutputLengths()
+    for _ in range(30_000):
+        finish(lengths, KIND, 50)
+    for _ in range(30_000):
+        finish(lengths, KIND, 500)
+    assert lengths.of_model("a").mean > 330

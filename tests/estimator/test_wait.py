@@ -1,0 +1,214 @@
+"""Waiting times: laws of the distribution, limits that have closed forms, and a plain Monte Carlo."""
+
+import math
+
+import numpy as np
+import pytest
+
+from qlm_sim.core.groups import GroupKey, GroupTable
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.estimator.lengths import LengthKind
+from qlm_sim.estimator.service import ServiceEstimator
+from qlm_sim.estimator.steps import decode_step_s, prefill_s
+from qlm_sim.estimator.wait import SPEED_SPREAD, WaitEstimator
+
+MEAN = 200
+
+
+@pytest.fixture(scope="module")
+def lengths_learnt():
+    """2,000 geometric lengths, as requests of prompt 100 in the class "interactive" had them."""
+    service = ServiceEstimator()
+    kind = LengthKind("a", "interactive", 7, 0)
+
+    class Running:
+        tokens = 1.0
+
+    for tokens in np.random.default_rng(0).geometric(1 / MEAN, size=2000).tolist():
+        service.lengths.began("r", kind, Running())
+        service.lengths.ended("r", kind, tokens, finished=True)
+    return service.lengths
+
+
+class Scene:
+    """One instance with a running batch and a queue, all requests alike."""
+
+    def __init__(self, spec, make_request, lengths, *, running, waiting, sent=0, models=("a",)):
+        self.ledger = InstanceLedger(spec)
+        self.service = ServiceEstimator()
+        self.service.lengths = lengths
+        for i in range(running + sent):
+            item = Tracked(make_request(f"run{i}-{id(self)}"))
+            item.state = State.RUNNING
+            self.ledger.pulled(item)
+            if i < running:
+                self.service.first_token(self.ledger, item, 0.0)
+                self.ledger.began_decoding(item, 0.0)
+        table = GroupTable()
+        self.items = [
+            Tracked(make_request(f"q{i}", model=models[i * len(models) // waiting])) for i in range(waiting)
+        ]
+        for item in self.items:
+            table.join(item, GroupKey(item.request.model, "interactive", 0), 64)
+        self.groups = list(table.groups.values())
+        self.estimator = WaitEstimator(self.service)
+
+    def waits(self, now=0.0):
+        forecast = self.estimator.forecast(self.ledger, self.groups, now)
+        return [forecast.wait(i, 100, now) for i in range(len(self.items))]
+
+    def clear(self):
+        """The batch must leave no trace in the lengths that the tests share."""
+        for item in list(self.ledger.running.values()):
+            self.service.left(self.ledger, item, 0.0, None)
+
+
+@pytest.fixture
+def make_scene(make_instance, make_request, lengths_learnt):
+    scenes = []
+
+    def make(*, running, waiting, sent=0, models=("a",), **instance):
+        spec = make_instance(models=tuple(dict.fromkeys(("a", *models))), **instance)
+        scenes.append(
+            Scene(
+                spec, make_request, lengths_learnt, running=running, waiting=waiting, sent=sent, models=models
+            )
+        )
+        return scenes[-1]
+
+    yield make
+    for scene in scenes:
+        scene.clear()
+
+
+def full_batch(make_scene, waiting=200, **more):
+    return make_scene(running=16, waiting=waiting, kv_capacity_tokens=10**6, max_num_seqs=16, **more)
+
+
+def test_an_idle_engine_starts_at_once(make_scene):
+    scene = make_scene(running=0, waiting=1)
+    (wait,) = scene.waits()
+    assert wait.mean_s == pytest.approx(prefill_s(scene.ledger.profile, 100), rel=0.01)
+
+
+def test_with_room_only_prefills_ahead_count(make_scene):
+    """Eight requests in a free engine share one iteration; the paper's Σ O / Θ would say minutes."""
+    scene = make_scene(running=4, waiting=8, kv_capacity_tokens=10**6, max_num_seqs=64)
+    profile = scene.ledger.profile
+    step_s = decode_step_s(profile, 4, 4 * 101)
+    for wait in scene.waits():
+        assert wait.mean_s == pytest.approx(0.5 * step_s + step_s + prefill_s(profile, 800, 4), rel=0.1)
+
+
+def test_waits_grow_along_the_queue(make_scene):
+    means = [wait.mean_s for wait in full_batch(make_scene).waits()]
+    assert means == sorted(means)
+    assert means[0] > 0
+
+
+def test_quantiles_are_ordered_and_invert_the_probability(make_scene):
+    for wait in full_batch(make_scene).waits()[::20]:
+        quantiles = [wait.quantile(p) for p in (0.05, 0.25, 0.5, 0.75, 0.9, 0.99)]
+        assert quantiles == sorted(quantiles)
+        for p in (0.25, 0.5, 0.9):
+            assert wait.within(wait.quantile(p)) == pytest.approx(p, abs=0.01)
+        assert wait.within(1e9) == pytest.approx(1.0)
+        assert wait.quantile(0.25) < wait.mean_s < wait.quantile(0.9)
+
+
+def test_a_long_queue_waits_as_the_paper_says(make_scene):
+    """Far back W grows by E[O] / Θ per request, and its spread like the square root (CLT)."""
+    scene = full_batch(make_scene, waiting=2000)
+    waits = scene.waits()
+    profile = scene.ledger.profile
+    step_s = decode_step_s(profile, 16, 16 * (100 + MEAN))
+    per_request_s = MEAN * step_s / 16 + prefill_s(profile, 100, 16)
+    slope = (waits[1999].mean_s - waits[999].mean_s) / 1000
+    assert slope == pytest.approx(per_request_s, rel=0.03)
+    spread = [waits[i].quantile(0.84) - waits[i].quantile(0.5) for i in (99, 399)]
+    assert 2 < spread[1] / spread[0] < 3
+    # 2,000 lengths and the engine's speed leave the mean itself uncertain.
+    unknown = math.hypot(1 / math.sqrt(2016), SPEED_SPREAD)
+    assert spread[1] == pytest.approx(math.hypot(math.sqrt(400), 400 * unknown) * per_request_s, rel=0.15)
+
+
+def test_a_full_batch_of_slots_agrees_with_monte_carlo(make_scene):
+    """Geometric lengths in 16 slots, drawn and refilled one by one, against the closed calculation."""
+    scene = full_batch(make_scene, waiting=64)
+    rng = np.random.default_rng(3)
+    profile = scene.ledger.profile
+    step_s = decode_step_s(profile, 16, 16 * (100 + MEAN / 2))
+    drawn = []
+    for _ in range(800):
+        ends = np.sort(rng.geometric(1 / MEAN, size=16)).astype(float)
+        starts = []
+        for _ in range(64):
+            starts.append(ends[0])
+            ends[0] += rng.geometric(1 / MEAN)
+            ends.sort()
+        drawn.append(starts)
+    added_s = prefill_s(profile, 100, 16)
+    for i, wait in list(enumerate(scene.waits()))[3::20]:
+        # The iteration under way is half over; the prefill is part of one more.
+        seconds = (np.array(drawn)[:, i] + 0.5) * step_s + (i + 1) * added_s
+        assert wait.mean_s == pytest.approx(seconds.mean(), rel=0.06)
+        assert wait.quantile(0.9) == pytest.approx(np.quantile(seconds, 0.9), rel=0.1)
+
+
+def test_memory_limits_the_intake_where_slots_do_not(make_scene):
+    """With room for a quarter of the slots the queue moves about a quarter as fast."""
+    kv_tokens = 16 * 320
+    slots = full_batch(make_scene).waits()
+    memory = make_scene(running=12, waiting=200, kv_capacity_tokens=kv_tokens, max_num_seqs=256).waits()
+    assert memory[150].mean_s > slots[150].mean_s
+    few = make_scene(running=4, waiting=200, kv_capacity_tokens=kv_tokens // 2, max_num_seqs=256).waits()
+    assert few[150].mean_s > 1.5 * memory[150].mean_s
+
+
+def test_what_has_run_long_is_known_to_leave_by_its_cap(make_scene, make_request):
+    scene = full_batch(make_scene, waiting=8)
+    fresh = scene.waits()[4].mean_s
+    later = scene.waits(now=5.0)[4].mean_s
+    # Geometric lengths have no memory: five seconds on, the batch is as good as new.
+    assert later == pytest.approx(fresh, rel=0.1)
+
+
+def test_a_forecast_ages_by_the_time_that_passed(make_scene):
+    """A request that nobody overtakes waits one second less when one second has passed."""
+    scene = full_batch(make_scene)
+    forecast = scene.estimator.forecast(scene.ledger, scene.groups, 0.0)
+    first = forecast.wait(150, 100, 0.0)
+    admitted = round(forecast.admitted(2.0))
+    assert forecast.wait(150 - admitted, 100, 2.0).mean_s == pytest.approx(first.mean_s - 2.0, abs=0.2)
+
+
+def test_requests_on_the_engine_come_before_the_queue(make_scene):
+    scene = make_scene(running=2, sent=3, waiting=1, kv_capacity_tokens=10**6, max_num_seqs=64)
+    item = scene.items[0]
+    wait = scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.0)
+    sent = list(scene.ledger.running.values())[2]
+    assert scene.estimator.wait_of(sent, scene.ledger, scene.groups, 0.0).mean_s <= wait.mean_s
+
+
+def test_another_model_waits_for_the_first_and_the_swap(make_scene):
+    scene = make_scene(running=4, waiting=20, models=("a", "b"), max_num_seqs=4, swap_in_s=5.0)
+    waits = scene.waits()
+    assert [item.request.model for item in scene.items[9:11]] == ["a", "b"]
+    assert waits[10].mean_s >= waits[9].mean_s + 5.0
+
+
+def test_an_aged_forecast_is_made_anew_and_a_fresh_one_kept(make_scene):
+    scene = full_batch(make_scene)
+    item = scene.items[150]
+    first = scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.0)
+    kept = scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.1)
+    assert kept.mean_s == pytest.approx(first.mean_s, rel=0.02)
+    made = []
+    scene.estimator.forecast = lambda *args: (
+        made.append(args) or WaitEstimator.forecast(scene.estimator, *args)
+    )
+    scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.2)
+    assert not made
+    scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.5 * first.mean_s)
+    assert len(made) == 1
