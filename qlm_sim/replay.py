@@ -16,6 +16,7 @@ from qlm_sim.core.types import InstanceSpec, Lso
 from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.metrics.repeats import combine
 from qlm_sim.metrics.run import PolicyRun, conclude
+from qlm_sim.plan_log import PlanLog
 from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
 from qlm_sim.processes import Report, run_jobs
 from qlm_sim.solver.inline import InlineSolver
@@ -149,6 +150,7 @@ def _run(job: _Run, report: Report) -> PolicyRun:
         without=frozenset(map(Lso, scheduler.without)),
     )
     recorder = RunRecorder(job.instances)
+    log = PlanLog(recorder)
     end = simulate(
         job.workload,
         job.instances,
@@ -157,13 +159,13 @@ def _run(job: _Run, report: Report) -> PolicyRun:
             scheduling_policy=POLICIES[job.policy].engine_scheduling or scenario.engine.scheduling_policy,
         ),
         make_core(job.policy, job.instances, settings),
-        recorder,
+        log,
         solver=InlineSolver(solve),
         engine=scenario.simulation.engine,
         until_s=scenario.simulation.horizon_s,
         progress=_sparse(report),
     )
-    return conclude(job.policy, recorder, scenario.slo, end.ended_at)
+    return conclude(job.policy, recorder, scenario.slo, end.ended_at, log.plans)
 
 
 def _sparse(report: Report) -> Callable[[int, int], None]:

@@ -57,6 +57,12 @@ def add_to(commands: Commands) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="result directory (default: runs/<scenario name>)")
     output.add_argument("--json", action="store_true", help="print summary.json in place of the table")
+    output.add_argument(
+        "--explain",
+        action="store_true",
+        help="say of each global plan which groups it moved, what it expected, and what leaving them would "
+        "have cost (plans.jsonl and the report have it too)",
+    )
     output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
     parser.set_defaults(run=run)
 
@@ -101,6 +107,13 @@ def run(args: argparse.Namespace) -> int:
             scenario_toml=toml_text(table),
             notes=notes,
         )
+    if args.explain:
+        from qlm_sim.report.why import plan_lines
+
+        for run in runs:
+            for plan in run.plans:
+                for line in plan_lines(plan):
+                    print(f"{run.name}: {line}", file=sys.stderr if args.json else sys.stdout)
     if args.json:
         sys.stdout.write(summary_json(runs, table))
     else:

@@ -14,6 +14,7 @@ class WaitingGroup:
 
     id: int
     model: str
+    slo_class: str
     requests: int
     weight: float
     """What one missed request costs."""
@@ -82,3 +83,40 @@ class Plan:
     cost: float
     evaluations: int
     """Groups followed through queues on the way: the solver's work, by which its latency is modelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMove:
+    """A group that the plan serves elsewhere, or in another turn, than the plan before would have."""
+
+    group: int
+    model: str
+    slo_class: str
+    requests: int
+    source: str
+    target: str
+    kept_wait_s: float
+    """Expected seconds until the last of its requests has its first token, were it left."""
+    wait_s: float
+    """The same as planned."""
+    due_s: float
+    """Seconds until that token is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanExplanation:
+    """One plan, beside the one that it replaced. Costs are about weighted SLO misses."""
+
+    at_s: float
+    number: int
+    requests: int
+    """Waiting requests that it orders."""
+    groups: int
+    kept_cost: float
+    """Expected cost of the plan in force, had it been left."""
+    cost: float
+    moves: tuple[GroupMove, ...]
+
+    @property
+    def saved(self) -> float:
+        return self.kept_cost - self.cost

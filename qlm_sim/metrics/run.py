@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qlm_sim.core.plan import PlanExplanation
 from qlm_sim.core.types import SloClass
 from qlm_sim.metrics.columns import RequestColumns
 from qlm_sim.metrics.recorder import RunRecorder
@@ -22,9 +23,17 @@ class PolicyRun:
     load: LoadSeries
     engines: Mapping[str, EngineSeries]
     timelines: Mapping[str, InstanceTimeline]
+    plans: tuple[PlanExplanation, ...] = ()
+    """Global plans that moved something, for policies that make plans."""
 
 
-def conclude(name: str, recorder: RunRecorder, slo_classes: Sequence[SloClass], end_s: float) -> PolicyRun:
+def conclude(
+    name: str,
+    recorder: RunRecorder,
+    slo_classes: Sequence[SloClass],
+    end_s: float,
+    plans: Sequence[PlanExplanation] = (),
+) -> PolicyRun:
     """Take from the recorder what will be reported, so that the recorder itself can go."""
     return PolicyRun(
         name=name,
@@ -35,4 +44,5 @@ def conclude(name: str, recorder: RunRecorder, slo_classes: Sequence[SloClass], 
         load=recorder.load(),
         engines=recorder.engines(),
         timelines=recorder.timelines(),
+        plans=tuple(plans),
     )

@@ -128,9 +128,7 @@ class QlmPolicy:
             self._queues[best.id].append(group)
             return
         near = self._least_queued(model)
-        seen = {
-            ledger.id: [self._snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in near
-        }
+        seen = {ledger.id: [self._snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in near}
         states = [self._snapshot.instance(ledger, now) for ledger in near]
         name, position = insertion(states, seen, self._snapshot.group(group, now))
         group.instance = name

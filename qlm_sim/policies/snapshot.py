@@ -73,6 +73,7 @@ class SnapshotTaker:
         return WaitingGroup(
             id=group.id,
             model=key.model,
+            slo_class=key.slo_class,
             requests=len(group),
             weight=self._weights.get(key.slo_class, 1.0),
             decided=key.decided,

@@ -17,6 +17,10 @@ from qlm_sim.report.comparison import (
 )
 from qlm_sim.report.figures import Picture
 from qlm_sim.report.style import DARK, line_styles
+from qlm_sim.report.why import plan_lines
+
+MOST_PLANS = 40
+"""Plans of one run that the page shows."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2430; --faint: #5b6472; --line: #d9dde4; --paper: #fff;
@@ -55,6 +59,7 @@ img { display: block; width: 100%; min-width: 36rem; height: auto; }
 figcaption { margin-top: .5rem; }
 pre { margin: .5rem 0; padding: .9rem 1rem; overflow-x: auto; background: var(--paper);
   border: 1px solid var(--line); border-radius: .5rem; font-size: .85rem; }
+details { font-size: .9rem; margin: .3rem 0; } details ul { margin: .25rem 0 .75rem; }
 @media print { body { background: none; } figure, .scroll { break-inside: avoid; } }
 """
 
@@ -98,6 +103,7 @@ the first token. GPU: share of time in which the engines executed.</p>
 requests.</p>
 <h2>Was the cluster saturated?</h2>
 <ul>{"".join(f"<li>{_name(run, runs)}: {escape(run.summary['saturation'])}</li>" for run in runs)}</ul>
+{"".join(_plans(run) for run in runs if run.plans)}
 <h2>Repeat this run</h2>
 <pre><code>{escape(command)}</code></pre>
 <p class="faint">The scenario, with everything that it left to defaults:</p>
@@ -164,6 +170,21 @@ def _by_class(runs: Sequence[PolicyRun]) -> str:
             body += f'<tr><th scope="row">{_name(run, runs)}</th>{cells}</tr>'
         bodies += f"<tbody>{body}</tbody>"
     return _table(head, bodies)
+
+
+def _plans(run: PolicyRun) -> str:
+    """The plans that saved most, in order of time, each with what it moved."""
+    shown = sorted(run.plans, key=lambda plan: (-plan.saved, plan.number))[:MOST_PLANS]
+    items = ""
+    for plan in sorted(shown, key=lambda plan: plan.number):
+        title, *moves = plan_lines(plan)
+        lines = "".join(f"<li>{escape(move.strip())}</li>" for move in moves)
+        items += f"<details><summary>{escape(title)}</summary><ul>{lines}</ul></details>"
+    return (
+        f'<h2>Why {escape(run.name)} served whom when</h2><p class="faint">{len(run.plans):,} plans moved '
+        f"waiting groups; here are the {len(shown)} whose moves were worth most. Costs are about requests "
+        f"expected to miss their SLO. plans.jsonl holds every plan.</p>{items}"
+    )
 
 
 def _table(head: str, bodies: str) -> str:

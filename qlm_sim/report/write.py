@@ -15,9 +15,10 @@ from qlm_sim.metrics.parquet import write_requests
 from qlm_sim.metrics.run import PolicyRun
 from qlm_sim.report.figures import pictures
 from qlm_sim.report.html import report_html
+from qlm_sim.report.why import plans_jsonl
 
 _DIGITS = 9
-_OURS = ("summary.json", "requests.parquet", "report.html")
+_OURS = ("summary.json", "requests.parquet", "plans.jsonl", "report.html")
 
 
 def summary_json(runs: Sequence[PolicyRun], scenario: Mapping[str, Any]) -> str:
@@ -72,6 +73,7 @@ def write_results(
     with all_or_nothing(out_dir) as folder:
         (folder / "summary.json").write_text(summary_json(runs, scenario), encoding="utf-8")
         write_requests(folder / "requests.parquet", runs)
+        (folder / "plans.jsonl").write_text(plans_jsonl(runs), encoding="utf-8")
         drawn = pictures(runs)
         for picture in drawn:
             (folder / f"{picture.name}.png").write_bytes(picture.png)

@@ -20,6 +20,7 @@ from qlm_sim.report.write import check_output, summary_json, write_results
 FILES = {
     "summary.json",
     "requests.parquet",
+    "plans.jsonl",
     "report.html",
     "attainment.png",
     "ttft.png",

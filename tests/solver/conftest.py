@@ -33,6 +33,7 @@ def random_problem() -> Callable[..., PlanProblem]:
                 WaitingGroup(
                     id=number,
                     model=model,
+                    slo_class="any",
                     requests=int(rng.integers(1, 80)),
                     weight=float(rng.choice([1, 1, 2])),
                     decided=first < 0,

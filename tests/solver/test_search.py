@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qlm_sim.solver.cost import plan_cost
-from qlm_sim.solver.search import solve
+from qlm_sim.solver.search import WORTH_CHANGING, solve
 
 
 def ids(queues):
@@ -54,8 +54,9 @@ def test_the_plan_in_force_is_never_made_worse(seed, random_problem):
     assert solve(started, budget=500).cost <= plan_cost(problem, current) + 1e-9
 
 
-def test_a_good_plan_does_not_flap(random_problem):
-    problem = random_problem(np.random.default_rng(4), 15, 3, 3)
-    first = solve(problem, budget=20_000)
-    again = type(problem)(2, problem.groups, problem.instances, first.queues)
-    assert solve(again, budget=20_000).queues == first.queues
+@pytest.mark.parametrize("seed", range(8))
+def test_a_plan_is_left_only_for_one_that_is_worth_it(seed, random_problem):
+    problem = random_problem(np.random.default_rng(seed), 15, 3, 3)
+    first = solve(problem)
+    again = solve(type(problem)(2, problem.groups, problem.instances, first.queues))
+    assert again.queues == first.queues or again.cost <= first.cost * (1 - WORTH_CHANGING)
