@@ -47,8 +47,8 @@ def requests(count: int, instances: int) -> Workload:
     return workload(list(zip(arrival.tolist(), prompt.tolist(), output.tolist(), strict=True)))
 
 
-def loop(policy: str, trace: Workload, count: int) -> None:
-    """One run, from the first event to the last."""
+def loop(policy: str, trace: Workload, count: int) -> tuple[RunRecorder, float]:
+    """One run, from the first event to the last: what was recorded, and when it ended in seconds."""
     config = EngineConfig(
         max_model_len=LONGEST, scheduling_policy=POLICIES[policy].engine_scheduling or "fcfs"
     )
@@ -56,8 +56,10 @@ def loop(policy: str, trace: Workload, count: int) -> None:
     model = deploy(load_model("llama-2-7b"), gpu, 1, config, engine="vllm-0.11", storage_bytes_per_s=2e9)
     specs = [InstanceSpec(f"i{i:02}", {"m": model}, "m", 1 << 36, ("m",)) for i in range(count)]
     core = make_core(policy, specs, SchedulerSettings())
-    end = simulate(trace, specs, config, core, RunRecorder(specs), solver=InlineSolver(solve))
+    recorder = RunRecorder(specs)
+    end = simulate(trace, specs, config, core, recorder, solver=InlineSolver(solve))
     assert end.unfinished == 0
+    return recorder, end.ended_at
 
 
 def measure(benchmark: BenchmarkFixture, policy: str, count: int, instances: int, rounds: int) -> None:
