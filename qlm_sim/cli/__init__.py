@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from qlm_sim import __version__
-from qlm_sim.cli import policies, profile, replay, scenario, validate
+from qlm_sim.cli import experiment, policies, profile, replay, scenario, validate
 from qlm_sim.cli.parser import Parser
 from qlm_sim.errors import InputError
 
@@ -46,6 +46,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"qlm-sim {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (replay, scenario, profile, validate, policies):
+    for command in (replay, scenario, profile, validate, experiment, policies):
         command.add_to(commands)
     return parser
