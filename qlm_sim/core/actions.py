@@ -1,11 +1,10 @@
 """Orders that leave the core. An engine carries them out; the facts come back as events."""
 
-from dataclasses import dataclass
-
+from qlm_sim.core.fact import fact
 from qlm_sim.core.plan import PlanProblem
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Pull:
     """Send a request to an engine. Attempts of a request count from 1 and never repeat."""
 
@@ -14,7 +13,7 @@ class Pull:
     instance: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Evict:
     """Take a request back from an engine. Generated tokens are kept.
 
@@ -28,7 +27,7 @@ class Evict:
     keep_kv: bool
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class SwapModel:
     """Load ``model`` on the instance. The engine holds no request when this is ordered."""
 
@@ -36,7 +35,7 @@ class SwapModel:
     model: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Reject:
     """Refuse a request at once instead of missing its SLO late (admission control)."""
 
@@ -44,7 +43,7 @@ class Reject:
     estimated_wait_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Replan:
     """Solve this snapshot off the serving path; the answer comes back as PlanReady."""
 

@@ -4,23 +4,22 @@ Events of one request on one engine carry (instance, attempt): the attempt numbe
 Pull that sent the request there, so an event that was overtaken by an eviction can be told.
 """
 
-from dataclasses import dataclass
-
+from qlm_sim.core.fact import fact
 from qlm_sim.core.plan import Plan
 from qlm_sim.core.types import InstanceSpec, Request
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class RequestArrived:
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class RequestCancelled:
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class FirstToken:
     """The attempt's prefill is done and it decodes now. On a resumed request this is not its first."""
 
@@ -29,7 +28,7 @@ class FirstToken:
     instance: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Progress:
     """Tokens generated so far, all attempts together."""
 
@@ -39,7 +38,7 @@ class Progress:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class RequestFinished:
     request_id: str
     attempt: int
@@ -47,7 +46,7 @@ class RequestFinished:
     output_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class RequestEvicted:
     """The engine gave the request back. Its generated tokens are kept.
 
@@ -61,7 +60,7 @@ class RequestEvicted:
     kv_on_host: bool
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class RequestFailed:
     request_id: str
     attempt: int
@@ -69,7 +68,7 @@ class RequestFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class ModelSwapped:
     """The instance serves ``model`` now; the swap took ``swap_s`` seconds."""
 
@@ -78,19 +77,19 @@ class ModelSwapped:
     swap_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class InstanceUp:
     spec: InstanceSpec
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class InstanceDown:
     """The instance is gone, and with it the progress that was not reported."""
 
     instance: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class EngineReported:
     """Periodic state of an engine, as old as the report. Totals count from the engine's start."""
 
@@ -107,14 +106,14 @@ class EngineReported:
     """Total requests preempted because KV blocks ran out."""
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class PlanReady:
     """The solver's answer to the last Replan."""
 
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class TimerFired:
     """The time that the core asked to be woken at (``QueueManager.wake_at``) has come."""
 

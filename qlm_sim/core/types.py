@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from qlm_sim.core.fact import fact
+
 
 @dataclass(frozen=True, slots=True)
 class SloClass:
@@ -25,7 +27,7 @@ class SloClass:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class Request:
     """What a scheduler may know of a request. Its true output length is not among that."""
 
