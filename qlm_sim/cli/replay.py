@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlm_sim.cli import replay_log
 from qlm_sim.cli.flags import add_scenario_flags, overrides
 from qlm_sim.cli.interrupts import deferred
 from qlm_sim.cli.parser import Commands
@@ -25,6 +26,7 @@ _EXAMPLES = """examples:
   qlm-sim replay --gpu A10 --count 8 --model mistral-7b --max-num-seqs 128
   qlm-sim replay --policy qlm --without swapping       what an operation is worth
   qlm-sim replay --scenario runs/azure/summary.json    an earlier run again
+  qlm-sim replay events.jsonl.gz                       does a fresh core decide as the log of a run says?
 """
 
 
@@ -40,8 +42,8 @@ def add_to(commands: Commands) -> None:
         "trace",
         nargs="?",
         metavar="TRACE",
-        help="a trace file, taken whole and at its own times if it has any; or a built-in trace: sharegpt "
-        "(default: the scenario's)",
+        help="a trace file, taken whole and at its own times if it has any; a built-in trace: sharegpt "
+        "(default: the scenario's); or an event log, whose decisions are then made anew and compared",
     )
     parser.add_argument(
         "--scenario", metavar="NAME|FILE", help="see qlm-sim scenario list (default: multi-model)"
@@ -73,10 +75,13 @@ def run(args: argparse.Namespace) -> int:
 
         from qlm_sim.config import table_of
         from qlm_sim.config.toml import toml_text
+        from qlm_sim.event_log import is_event_log
         from qlm_sim.replay import policies_of, replay_repeatedly
         from qlm_sim.report.table import print_comparison
         from qlm_sim.report.write import check_output, summary_json, write_results
 
+    if args.trace is not None and is_event_log(args.trace):
+        return replay_log.run(args)
     if args.repeat < 1:
         raise InputError(f"--repeat: found {args.repeat}, expected a whole number at least 1")
     scenario = resolve(args)

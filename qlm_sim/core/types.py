@@ -6,7 +6,7 @@ Knows no clock, no engine and no file. Times are seconds since the run's start.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from qlm_sim.core.fact import fact
 
@@ -56,6 +56,7 @@ class Lso(StrEnum):
     BALANCING = "balancing"
 
 
+@runtime_checkable
 class StepCost(Protocol):
     """Seconds of one engine iteration: what a profile promises of a model on an instance.
 
