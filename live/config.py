@@ -1,0 +1,371 @@
+"""What ``qlm-live serve CONFIG.toml`` may be told: the dataclasses are the schema, their fields the keys.
+
+Keys are strict and carry their units. Reads the file and refuses what contradicts itself; starts nothing.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from qlm_sim.config.scenario import DEFAULT_SLO_CLASSES
+from qlm_sim.config.table import Limit, Source, did_you_mean, read_table
+from qlm_sim.core.types import Lso, SloClass
+from qlm_sim.errors import InputError
+from qlm_sim.policies import POLICIES
+
+SERVICE_TIERS = ("priority", "default", "flex")
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """The HTTP server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    advertise: str | None = None
+    """URL at which other gateways of the same store reach this one; None takes host and port."""
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    max_body_mib: float = 32.0
+    """Largest body of a request. Uploaded files have their own limit, ``batch.max_file_mib``."""
+    max_queued: int = 10_000
+    """Most interactive requests in the house; beyond, 429."""
+    drain_s: float = 30.0
+    """How long running work may go on after SIGTERM."""
+    log: Literal["json", "text"] = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """The scheduler core, the same as in simulation."""
+
+    policy: str = "qlm"
+    delta: float = 0.5
+    """Size of a request group, as a share of the average batch."""
+    replan_interval_s: float = 1.0
+    """Least seconds between two global plans."""
+    without: tuple[str, ...] = ()
+    """Serving operations that are not to be used: pulling, eviction, swapping, balancing."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionConfig:
+    """Refusing what would be late anyway: 429 with Retry-After, from the estimated wait."""
+
+    refuse_late: bool = False
+    late_quantile: float = 0.5
+    """A request is refused when this quantile of its estimated wait lies beyond its TTFT target."""
+
+
+@dataclass(frozen=True, slots=True)
+class FairnessConfig:
+    """How much of one tenant's backlog the scheduler gets to see while others have work too."""
+
+    window: int | None = None
+    """Requests of one SLO class that may wait in the scheduler, all tenants together; None takes the
+    sequences that all engines run at once. With fewer than two tenants nothing is held back."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Where accepted batches and files survive: sqlite:///PATH or redis://HOST:PORT/DB."""
+
+    url: str = "sqlite:///qlm-live.db"
+    lease_s: float = 5.0
+    """Redis: a scheduling leader that has not renewed its lease for so long is replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchConfig:
+    """The Batch API."""
+
+    slo: str | None = None
+    """SLO class of batch lines; None takes the class with the longest TTFT target."""
+    window: int = 256
+    """Lines of one tenant that are in the scheduler at once; the others wait in the store."""
+    max_requests: int = 50_000
+    max_file_mib: float = 200.0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantConfig:
+    """Who sends requests, known by an API key. Without any tenant the gateway asks for no key."""
+
+    name: str
+    api_key: str | None = None
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    weight: float = 1.0
+    """Its share while several tenants have work, in relation to the others' weights."""
+    max_queued: int | None = None
+    """Most interactive requests in the house; beyond, 429."""
+    rate_rps: float | None = None
+    """Most interactive requests per second, averaged over ten seconds; beyond, 429."""
+    default_slo: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A model that is served."""
+
+    name: str
+    """What clients call it."""
+    path: str | None = None
+    """What engines load: a folder or a Hugging Face name; None takes ``name``."""
+    config: str | None = None
+    """Its Hugging Face config.json, to model its speed and memory; None takes the shipped model ``name``."""
+    tokenizer: str | None = None
+    """A tokenizer.json to count prompts with; None estimates from characters, learning from the engines."""
+    max_model_len: int | None = None
+    default_slo: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """One engine that can hold one model at a time."""
+
+    id: str
+    models: tuple[str, ...]
+    url: str | None = None
+    """A running OpenAI-compatible server to attach to."""
+    command: tuple[str, ...] | None = None
+    """Start and watch this server; {port}, {model} and {name} are filled in."""
+    kind: Literal["server", "in-process", "fake"] = "server"
+    gpu: str | None = None
+    """Hardware profile: a shipped name or a TOML file. What its coefficients promise is learnt further."""
+    tp: int = 1
+    resident: str | None = None
+    """The model that it holds at the start; None takes the first of ``models``."""
+    swap: Literal["sleep", "restart", "none"] = "none"
+    group: str | None = None
+    """Engines of the same group share a GPU: one of them is awake at a time."""
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    max_model_len: int = 8192
+    kv_tokens: int | None = None
+    """Tokens that its KV cache holds; None computes it from GPU and model."""
+    host_memory_gib: float = 64.0
+    speed: float = 1.0
+    """Fake engines: how many times faster than the profile they run."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveConfig:
+    """Everything that ``qlm-live serve`` runs."""
+
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    fairness: FairnessConfig = field(default_factory=FairnessConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    default_slo: str | None = None
+    """SLO class of a request that asks for none; None takes the first of ``slo``."""
+    service_tier: Mapping[str, str] = field(default_factory=dict)
+    """OpenAI's service tiers (priority, default, flex) to SLO classes."""
+    slo: tuple[SloClass, ...] = DEFAULT_SLO_CLASSES
+    tenant: tuple[TenantConfig, ...] = ()
+    model: tuple[ModelConfig, ...]
+    engine: tuple[EngineConfig, ...]
+
+    def slo_class(self, name: str) -> SloClass:
+        return next(each for each in self.slo if each.name == name)
+
+    @property
+    def default_class(self) -> str:
+        return self.default_slo or self.slo[0].name
+
+    @property
+    def batch_class(self) -> str:
+        return self.batch.slo or max(self.slo, key=lambda each: each.ttft_s or 0.0).name
+
+
+LIMITS: Mapping[str, Limit] = (
+    dict.fromkeys(
+        (
+            "ttft_s",
+            "tpot_s",
+            "e2e_s",
+            "weight",
+            "rate_rps",
+            "delta",
+            "replan_interval_s",
+            "lease_s",
+            "max_body_mib",
+            "max_file_mib",
+            "speed",
+        ),
+        Limit(above=0),
+    )
+    | dict.fromkeys(
+        (
+            "max_queued",
+            "window",
+            "max_requests",
+            "max_model_len",
+            "tp",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "kv_tokens",
+        ),
+        Limit(at_least=1),
+    )
+    | dict.fromkeys(("drain_s", "host_memory_gib"), Limit(at_least=0))
+    | {"port": Limit(at_least=0, at_most=65535), "late_quantile": Limit(above=0, at_most=0.99)}
+)
+
+
+def load_config(path: str | Path) -> LiveConfig:
+    """The configuration of that file. Raises InputError of one line: file, key, found, expected."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"config {path}: {(error.strerror or str(error)).lower()}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path}: {error}") from None
+    source = Source(str(path), LIMITS)
+    config = _with_whole_paths(read_table(LiveConfig, table, source), path.parent)
+    _check(config, source)
+    return config
+
+
+def api_key(tenant: TenantConfig) -> str | None:
+    """The key that its requests carry; None where its environment variable is not set."""
+    return tenant.api_key if tenant.api_key_env is None else os.environ.get(tenant.api_key_env)
+
+
+def _with_whole_paths(config: LiveConfig, folder: Path) -> LiveConfig:
+    """Paths in the file are relative to it; what exists there as a file or folder is meant as such."""
+
+    def whole(path: str | None, always: bool = True) -> str | None:
+        if path is None:
+            return None
+        there = folder / path
+        return str(there.absolute()) if always or there.exists() else path
+
+    url = config.store.url
+    if url.startswith("sqlite:///"):
+        url = f"sqlite:///{(folder / url.removeprefix('sqlite:///')).absolute()}"
+    return replace(
+        config,
+        gateway=replace(
+            config.gateway, tls_cert=whole(config.gateway.tls_cert), tls_key=whole(config.gateway.tls_key)
+        ),
+        store=replace(config.store, url=url),
+        model=tuple(
+            replace(
+                model,
+                path=whole(model.path, always=False),
+                config=whole(model.config),
+                tokenizer=whole(model.tokenizer),
+            )
+            for model in config.model
+        ),
+        engine=tuple(replace(engine, gpu=whole(engine.gpu, always=False)) for engine in config.engine),
+    )
+
+
+def _check(config: LiveConfig, source: Source) -> None:
+    """What no single key can say is wrong."""
+    _check_slo(config, source)
+    _check_tenants(config, source)
+    _check_engines(config, source)
+    gateway, scheduler = config.gateway, config.scheduler
+    if (gateway.tls_cert is None) != (gateway.tls_key is None):
+        missing = "tls_key" if gateway.tls_key is None else "tls_cert"
+        raise InputError(f"{source.name}: gateway.{missing}: missing, expected with its counterpart")
+    for key, file in (("tls_cert", gateway.tls_cert), ("tls_key", gateway.tls_key)):
+        if file is not None and not Path(file).is_file():
+            raise source.refuse(f"gateway.{key}", file, "a file that exists")
+    if scheduler.policy not in POLICIES:
+        raise InputError(
+            f"{source.name}: scheduler.policy: found {scheduler.policy!r}; "
+            f"{did_you_mean(scheduler.policy, list(POLICIES))}"
+        )
+    for name in scheduler.without:
+        if name not in list(Lso):
+            raise source.refuse("scheduler.without", name, f"one of {', '.join(Lso)}")
+    if not config.store.url.startswith(("sqlite:///", "redis://", "rediss://", "unix://")):
+        raise source.refuse("store.url", config.store.url, "sqlite:///PATH or redis://HOST:PORT/DB")
+
+
+def _check_slo(config: LiveConfig, source: Source) -> None:
+    names = [each.name for each in config.slo]
+    _once("slo", names, source)
+    if not names:
+        raise source.refuse("slo", [], "at least one class")
+    for number, each in enumerate(config.slo):
+        if each.ttft_s is None:
+            raise InputError(f"{source.name}: slo[{number}].ttft_s: missing, expected a number above 0")
+    asked = [
+        ("default_slo", config.default_slo),
+        ("batch.slo", config.batch.slo),
+        *((f"service_tier.{tier}", name) for tier, name in config.service_tier.items()),
+        *((f"tenant[{n}].default_slo", each.default_slo) for n, each in enumerate(config.tenant)),
+        *((f"model[{n}].default_slo", each.default_slo) for n, each in enumerate(config.model)),
+    ]
+    for key, name in asked:
+        if name is not None and name not in names:
+            raise InputError(f"{source.name}: {key}: found {name!r}; {did_you_mean(name, names)}")
+    for tier in config.service_tier:
+        if tier not in SERVICE_TIERS:
+            raise InputError(
+                f"{source.name}: service_tier.{tier}: unknown key; {did_you_mean(tier, [*SERVICE_TIERS])}"
+            )
+
+
+def _check_tenants(config: LiveConfig, source: Source) -> None:
+    _once("tenant", [each.name for each in config.tenant], source)
+    keys: dict[str, str] = {}
+    for number, tenant in enumerate(config.tenant):
+        at = f"tenant[{number}]"
+        if (tenant.api_key is None) == (tenant.api_key_env is None):
+            raise InputError(f"{source.name}: {at}: expected one of api_key and api_key_env")
+        key = api_key(tenant)
+        if not key:
+            raise InputError(
+                f"{source.name}: {at}.api_key_env: {tenant.api_key_env} is not set, expected the key in it"
+                if tenant.api_key_env is not None
+                else f"{source.name}: {at}.api_key: found '', expected a key"
+            )
+        if key in keys:
+            raise InputError(f"{source.name}: {at}: its API key is also that of tenant {keys[key]!r}")
+        keys[key] = tenant.name
+
+
+def _check_engines(config: LiveConfig, source: Source) -> None:
+    models = [each.name for each in config.model]
+    _once("model", models, source)
+    _once("engine", [each.id for each in config.engine], source, key="id")
+    if not config.engine:
+        raise source.refuse("engine", [], "at least one engine")
+    for number, engine in enumerate(config.engine):
+        at = f"engine[{number}]"
+        if not engine.models:
+            raise source.refuse(f"{at}.models", [], "at least one model")
+        for name in engine.models:
+            if name not in models:
+                raise InputError(f"{source.name}: {at}.models: found {name!r}; {did_you_mean(name, models)}")
+        if engine.resident is not None and engine.resident not in engine.models:
+            raise source.refuse(f"{at}.resident", engine.resident, f"one of {', '.join(engine.models)}")
+        if engine.kind == "server" and engine.url is None and engine.command is None:
+            raise InputError(f"{source.name}: {at}: expected url (attach to a server) or command (start one)")
+    served = {name for engine in config.engine for name in engine.models}
+    for number, name in enumerate(models):
+        if name not in served:
+            raise InputError(
+                f"{source.name}: model[{number}]: found {name!r}, expected an engine that serves it"
+            )
+
+
+def _once(table: str, names: list[str], source: Source, key: str = "name") -> None:
+    seen: set[str] = set()
+    for number, name in enumerate(names):
+        if name in seen:
+            raise source.refuse(f"{table}[{number}].{key}", name, "each name once")
+        seen.add(name)
