@@ -226,5 +226,5 @@ class QueueManager:
             self._touched[instance] = None
 
     def _timer_fired(self, now: float, event: TimerFired) -> None:
-        for instance in self.ledgers:
+        for instance in self.policy.woken(now):
             self._touched[instance] = None

@@ -52,6 +52,10 @@ class Policy(Protocol):
         """When it wants to be asked again, though nothing happened; infinity for never."""
         ...
 
+    def woken(self, now: float) -> Iterable[str]:
+        """``wake_at`` has come. Returns the instances that may want something else now."""
+        ...
+
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
         """Called once, with the ledgers, which the policy reads and never changes."""
         ...

@@ -117,6 +117,9 @@ class CentralPolicy:
             other is not ledger and model in (other.model, other.next_model) for other in self._capable[model]
         )
 
+    def woken(self, now: float) -> Iterable[str]:
+        return ()
+
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         return ()
 

@@ -7,13 +7,15 @@ be met, and a model is left only when a deadline forces it or when the GPU is be
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from qlm_sim.core.actions import Replan
+from qlm_sim.core.deadlines import Alarms, DeadlineIndex
 from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup, prompt_band
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State, Tracked
 from qlm_sim.core.lso import fits
-from qlm_sim.core.plan import Plan, PlanProblem
+from qlm_sim.core.plan import GroupService, Plan, PlanProblem
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.policies.snapshot import SnapshotTaker, best_visit
 from qlm_sim.solver.search import insertion
@@ -24,6 +26,12 @@ MOST_SEEN = 128
 """Between two plans a new group is tried on instances that have about so many groups together."""
 MAX_EVICTIONS = 3
 """Most times that one request is evicted to make room for a more urgent one of its model."""
+MARGIN_S, MARGIN_SHARE = 1.0, 0.2
+"""Time kept in hand before a deadline: seconds, and a share of the work that comes before it."""
+SHORT_QUEUE = 8
+"""Up to so many groups, a queue is looked through whenever it matters ..."""
+OUTLOOK_S = 0.25
+"""... and a longer one so seldom, unless its groups change."""
 
 
 class QlmPolicy:
@@ -59,8 +67,13 @@ class QlmPolicy:
         for ledger in ledgers.values():
             for model in ledger.spec.models:
                 self._capable.setdefault(model, []).append(ledger)
-        self._switch_at: dict[str, float] = {}
+        self._of_model: dict[str, DeadlineIndex] = {}
+        self._undecided = DeadlineIndex(self._table.groups)
+        self._hungry: dict[str, dict[str, None]] = {}
+        """By loaded model: instances that were left with nothing to serve."""
+        self._switch_at = Alarms()
         """By instance: when a deadline will force it to another model, if nothing changes."""
+        self._outlooks: dict[str, _Outlook] = {}
         self._stay_s: dict[str, float] = {}
         """By instance: how long the visit to its loaded model should last to be worth its swap."""
         self._miss_share = 0.0
@@ -70,7 +83,10 @@ class QlmPolicy:
 
     @property
     def wake_at(self) -> float:
-        return min(self._replan_at, min(self._switch_at.values(), default=_NEVER))
+        return min(self._replan_at, self._switch_at.next_at)
+
+    def woken(self, now: float) -> Iterable[str]:
+        return self._switch_at.due(now)
 
     # What waits
 
@@ -81,13 +97,26 @@ class QlmPolicy:
     def add(self, item: Tracked, now: float) -> Iterable[str]:
         request = item.request
         key = GroupKey(request.model, request.slo_class, prompt_band(request.prompt_tokens), item.served)
-        return (self._join(item, key, now).instance,)
+        home = self._join(item, key, now).instance
+        helper = self._helper(request.model, home)
+        return (home, helper) if helper is not None else (home,)
+
+    def _helper(self, model: str, home: str) -> str | None:
+        """Another instance that has the model loaded and nothing to serve."""
+        hungry = self._hungry.get(model)
+        while hungry:
+            name = next(iter(hungry))
+            if self._ledgers[name].next_model == model and name != home:
+                return name
+            del hungry[name]
+        return None
 
     def _join(self, item: Tracked, key: GroupKey, now: float) -> RequestGroup:
         limit = _UNLIMITED if key.decided else self._group_limit(key.model)
         group, new = self._table.join(item, key, limit)
         if new:
             self._place(group, now)
+            self._index(group)
             if self._balancing and self._replan_at == _NEVER:
                 self._replan_at = max(now, self._last_replan + self._replan_interval_s)
         return group
@@ -147,10 +176,21 @@ class QlmPolicy:
                 break
         return near
 
+    def _index(self, group: RequestGroup) -> None:
+        index = self._of_model.get(group.key.model)
+        if index is None:
+            index = self._of_model[group.key.model] = DeadlineIndex(self._table.groups)
+        index.add(group)
+        if not group.key.decided:
+            self._undecided.add(group)
+
     def discard(self, item: Tracked) -> None:
         group = self._table.leave(item)
         if not group.items:
             self._queues[group.instance].remove(group)
+        elif group.first_deadline < item.deadline:
+            # What was evicted before its first token came back behind younger ones.
+            self._index(group)
 
     def _relegate_late(self, group: RequestGroup, now: float) -> None:
         """Move requests whose deadline has passed to a late group of their kind."""
@@ -166,50 +206,77 @@ class QlmPolicy:
     # What an instance does next
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        late = self._undecided.earliest()
+        while late is not None and late.first_deadline < now:
+            self._relegate_late(late, now)
+            late = self._undecided.earliest()
         queue = self._queues[ledger.id]
-        for group in list(queue):
-            if not group.key.decided and group.first_deadline < now:
-                self._relegate_late(group, now)
-        self._switch_at.pop(ledger.id, None)
-        resident = next((g for g in queue if g.key.model == ledger.model), None)
-        if queue and queue[0] is not resident and self._should_switch(ledger, resident, now):
-            return queue[0].head
-        if resident is None and self._balancing:
-            resident = self._steal(ledger, now)
+        model = ledger.model
+        resident = next((g for g in queue if g.key.model == model), None)
+        if queue and queue[0] is not resident:
+            if self._should_switch(ledger, resident, now):
+                return queue[0].head
+        else:
+            self._switch_at.set(ledger.id, _NEVER)
+        if resident is None and self._balancing and model is not None:
+            resident = self._steal(model)
+            if resident is None:
+                self._hungry.setdefault(model, {})[ledger.id] = None
         return resident.head if resident is not None else None
 
     def _should_switch(self, ledger: InstanceLedger, resident: RequestGroup | None, now: float) -> bool:
         """Whether to leave the loaded model for that of the first group of the queue."""
-        queue = self._queues[ledger.id]
-        model = queue[0].key.model
+        outlook = self._outlook(ledger, now)
+        model, service = outlook.model, outlook.service
         overhead_s = self._snapshot.leave_s(ledger, now) + ledger.swap_s(model)
-        requests = undecided = 0
-        service_s = 0.0
-        force_at = _NEVER
-        for group in queue:
-            if group.key.model != model:
-                continue
-            service = self._snapshot.service_on(ledger, group)
-            if not group.key.decided:
-                undecided += len(group)
-                start_s = overhead_s + service_s + service.prefill_s
-                force_at = min(force_at, group.first_deadline - start_s - self._margin_s(start_s))
-            requests += len(group)
-            service_s += len(group) * (service.prefill_s + service.decode_s)
-        service = self._snapshot.service_on(ledger, queue[0])
-        visit = best_visit(service, requests, overhead_s)
+        visit = best_visit(service, outlook.requests, overhead_s)
+        wake_at = _NEVER
         if self._may_leave(ledger, resident, visit.rate, now):
             go = True
         else:
             # The time that the swap takes could serve others, of whom that share is about to miss.
             lost = self._miss_share * overhead_s / (service.prefill_s + service.decode_s)
             settled_at = ledger.loaded_at + ledger.swap_s(ledger.model or model)
-            force_at = max(force_at, settled_at) if undecided > lost else _NEVER
-            go = force_at <= now
-            self._switch_at[ledger.id] = min(force_at, max(now, self._stay_until(ledger)))
+            if outlook.undecided > lost:
+                wake_at = max(outlook.latest_at - (1 + MARGIN_SHARE) * overhead_s, settled_at)
+            go = wake_at <= now
+            if resident is not None:
+                wake_at = min(wake_at, max(now, self._stay_until(ledger)))
         if go:
             self._stay_s[ledger.id] = visit.stay_s
+            wake_at = _NEVER
+        self._switch_at.set(ledger.id, wake_at)
         return go
+
+    def _outlook(self, ledger: InstanceLedger, now: float) -> "_Outlook":
+        """What the queue holds for the model of its first group."""
+        queue = self._queues[ledger.id]
+        known = self._outlooks.get(ledger.id)
+        if (
+            known is not None
+            and len(queue) > SHORT_QUEUE
+            and now - known.made_at < OUTLOOK_S
+            and known.queue == queue
+        ):
+            return known
+        model = queue[0].key.model
+        requests = undecided = 0
+        ahead_s = 0.0
+        latest_at = _NEVER
+        for group in queue:
+            if group.key.model != model:
+                continue
+            service = self._snapshot.service_on(ledger, group)
+            if not group.key.decided:
+                undecided += len(group)
+                start_s = ahead_s + service.prefill_s
+                latest_at = min(latest_at, group.first_deadline - start_s - self._margin_s(start_s))
+            requests += len(group)
+            ahead_s += len(group) * (service.prefill_s + service.decode_s)
+        service = self._snapshot.service_on(ledger, queue[0])
+        outlook = _Outlook(queue[:], now, model, service, requests, undecided, latest_at)
+        self._outlooks[ledger.id] = outlook
+        return outlook
 
     def _stay_until(self, ledger: InstanceLedger) -> float:
         """When the visit under way has been worth its swap."""
@@ -227,19 +294,12 @@ class QlmPolicy:
     @staticmethod
     def _margin_s(ahead_s: float) -> float:
         """Seconds kept in hand before a deadline that lies ``ahead_s`` of work away."""
-        return 1.0 + 0.2 * ahead_s
+        return MARGIN_S + MARGIN_SHARE * ahead_s
 
-    def _steal(self, ledger: InstanceLedger, now: float) -> RequestGroup | None:
-        """The most urgent group of the loaded model that waits for another instance."""
-        if ledger.model is None:
-            return None
-        best: RequestGroup | None = None
-        for group in self._table.groups.values():
-            if group.key.model == ledger.model and (
-                best is None or (group.first_deadline, group.id) < (best.first_deadline, best.id)
-            ):
-                best = group
-        return best
+    def _steal(self, model: str) -> RequestGroup | None:
+        """The most urgent group of the model, wherever it waits."""
+        index = self._of_model.get(model)
+        return index.earliest() if index is not None else None
 
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         """Running requests of looser classes, when waiting for departures would miss the deadline."""
@@ -310,3 +370,22 @@ class QlmPolicy:
             if group.id not in planned:
                 self._place(group, now)
         return tuple(self._queues)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What a visit to the model of a queue's first group would be for."""
+
+    queue: list[RequestGroup]
+    """The queue as it was."""
+    made_at: float
+    model: str
+    service: GroupService
+    """Of the first group."""
+    requests: int
+    """Of that model ..."""
+    undecided: int
+    """... and those of them whose SLO can still be met."""
+    latest_at: float
+    """When the instance should have cleared its batch and loaded the model at the latest: before the first
+    deadline that would be missed, with time in hand."""

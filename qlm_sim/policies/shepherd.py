@@ -111,6 +111,9 @@ class ShepherdPolicy:
             limit = self._batch[key] = max(1, int(min(most, 1 + (slo[0] - one_s) / max(beta_s, 1e-9))))
         return limit
 
+    def woken(self, now: float) -> Iterable[str]:
+        return tuple(self._ledgers)
+
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         return ()
 

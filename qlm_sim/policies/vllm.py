@@ -79,6 +79,9 @@ class VllmPolicy:
         queue = self._queues[ledger.id]
         return queue[0] if queue else None
 
+    def woken(self, now: float) -> Iterable[str]:
+        return ()
+
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         return ()
 

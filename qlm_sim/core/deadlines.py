@@ -1,0 +1,81 @@
+"""Groups by their first deadline, and instances by when they want to be asked: the earliest at once.
+
+Both are heaps that are mended when they are looked at: an entry may be out of date, but never later than
+what it stands for.
+"""
+
+from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heappush, heapreplace
+
+from qlm_sim.core.groups import RequestGroup
+
+_NEVER = float("inf")
+
+
+class DeadlineIndex:
+    """Some of the groups of a table; one that is emptied leaves the index by itself."""
+
+    __slots__ = ("_groups", "_heap")
+
+    def __init__(self, groups: Mapping[int, RequestGroup]) -> None:
+        """``groups``: the table's, by id."""
+        self._groups = groups
+        self._heap: list[tuple[float, int]] = []
+
+    def add(self, group: RequestGroup) -> None:
+        """Take the group in, or note that its first deadline is earlier than before."""
+        heap = self._heap
+        heappush(heap, (group.first_deadline, group.id))
+        if len(heap) > 2 * len(self._groups) + 64:
+            alive = {id_ for _, id_ in heap if id_ in self._groups}
+            heap[:] = [(self._groups[id_].first_deadline, id_) for id_ in sorted(alive)]
+            heapify(heap)
+
+    def earliest(self) -> RequestGroup | None:
+        """The group with the earliest first deadline, the oldest of equals."""
+        heap, groups = self._heap, self._groups
+        while heap:
+            deadline, id_ = heap[0]
+            group = groups.get(id_)
+            if group is None:
+                heappop(heap)
+            elif group.items[0].deadline > deadline:
+                heapreplace(heap, (group.items[0].deadline, id_))
+            else:
+                return group
+        return None
+
+
+class Alarms:
+    """One time for each name; the earliest of them is next."""
+
+    __slots__ = ("_at", "_heap")
+
+    def __init__(self) -> None:
+        self._at: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+
+    def set(self, name: str, at: float) -> None:
+        """Ask for ``name`` at that time, and at no other; infinity for never."""
+        if self._at.get(name, _NEVER) == at:
+            return
+        if at == _NEVER:
+            del self._at[name]
+            return
+        self._at[name] = at
+        heap = self._heap
+        heappush(heap, (at, name))
+        if len(heap) > 2 * len(self._at) + 64:
+            heap[:] = [(at, name) for name, at in self._at.items()]
+            heapify(heap)
+
+    @property
+    def next_at(self) -> float:
+        heap = self._heap
+        while heap and self._at.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else _NEVER
+
+    def due(self, now: float) -> Iterable[str]:
+        """Names whose time has come, in the order of their times. They stay until they are set anew."""
+        return [name for at, name in sorted((at, name) for name, at in self._at.items() if at <= now)]
