@@ -142,22 +142,31 @@ def test_matplotlib_is_imported_when_a_figure_is_drawn() -> None:
     assert not eager
 
 
+HEAVY = {
+    "numpy",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "pulp",
+    "highspy",
+    "simpy",
+    "mistral_common",
+    "tokenizers",
+}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Heavy libraries that a fresh Python has after the code."""
+    code += "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return HEAVY & set(done.stdout.split())
+
+
 def test_command_line_starts_without_heavy_libraries() -> None:
     """``qlm-sim --help`` must not wait for libraries that only a run or a report needs."""
-    code = (
-        "import sys; from qlm_sim.cli import build_parser; build_parser(); "
-        "print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    heavy = {
-        "numpy",
-        "matplotlib",
-        "pandas",
-        "pyarrow",
-        "pulp",
-        "highspy",
-        "simpy",
-        "mistral_common",
-        "tokenizers",
-    }
-    assert not heavy & set(done.stdout.split())
+    assert loaded_by("from qlm_sim.cli import build_parser; build_parser()") == set()
+
+
+def test_replaying_from_python_loads_only_what_a_simulation_needs() -> None:
+    """Tables, figures and the MILP cost more time to import than 2,000 requests to run."""
+    assert loaded_by("from qlm_sim.replay import replay") == {"numpy", "simpy"}

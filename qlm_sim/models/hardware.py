@@ -128,21 +128,22 @@ class GpuProfile:
 
 
 @cache
-def _shipped() -> dict[str, tuple[GpuProfile, tuple[str, ...]]]:
-    """Profiles by name, each with its aliases in lower case."""
-    profiles = {}
-    for entry in sorted(files("qlm_sim.hardware_profiles").iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".toml"):
-            table = tomllib.loads(entry.read_text("utf-8"))
-            profile = _parse(table, entry.name)
-            aliases = tuple(alias.lower() for alias in (profile.name, *table["aliases"]))
-            profiles[profile.name] = (profile, aliases)
-    return profiles
+def _file_names() -> tuple[str, ...]:
+    """Names of the shipped files: a profile's name in lower case, and .toml."""
+    entries = files("qlm_sim.hardware_profiles").iterdir()
+    return tuple(sorted(entry.name for entry in entries if entry.name.endswith(".toml")))
+
+
+@cache
+def _shipped(file_name: str) -> tuple[GpuProfile, tuple[str, ...]]:
+    """A shipped profile, and its aliases in lower case."""
+    table = tomllib.loads(files("qlm_sim.hardware_profiles").joinpath(file_name).read_text("utf-8"))
+    return _parse(table, file_name), tuple(alias.lower() for alias in table["aliases"])
 
 
 def gpu_names() -> tuple[str, ...]:
     """Names of the shipped GPU profiles."""
-    return tuple(_shipped())
+    return tuple(_shipped(file_name)[0].name for file_name in _file_names())
 
 
 def load_gpu(name_or_path: str | Path) -> GpuProfile:
@@ -151,7 +152,9 @@ def load_gpu(name_or_path: str | Path) -> GpuProfile:
     if name.endswith(".toml"):
         return _read(Path(name_or_path))
     wanted = name.lower()
-    found = [profile for profile, aliases in _shipped().values() if wanted in aliases]
+    if f"{wanted}.toml" in _file_names():  # reads this one alone
+        return _shipped(f"{wanted}.toml")[0]
+    found = [gpu for gpu, aliases in map(_shipped, _file_names()) if wanted in aliases]
     if len(found) == 1:
         return found[0]
     if found:

@@ -7,19 +7,20 @@ are the cells looked at one by one, to say which is wrong.
 import csv
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
 from qlm_sim.errors import InputError
 from qlm_sim.workload.files import not_utf8, open_trace, text_lines
+
+if TYPE_CHECKING:  # slow to import: loaded where a CSV or Parquet file is read
+    import pyarrow as pa
 
 MOST = 10**9
 """The largest count of tokens taken for one."""
@@ -59,14 +60,11 @@ class Table:
 
     def datetimes(self, column: str) -> NDArray[np.float64]:
         """ISO 8601 dates with times, as seconds since the earliest; UTC where no zone is said."""
-        import pandas as pd  # slow to import, and needed here alone
-
-        cells = self._cells(column)
-        when = pd.to_datetime(pd.Series(cells, dtype=object), format="ISO8601", utc=True, errors="coerce")
-        bad = when.isna().to_numpy()
-        if bad.any():
-            raise self._bad_cell(column, int(bad.argmax()), "a time such as 2023-11-16 18:17:03.979960")
-        return np.asarray((when - when.min()).dt.total_seconds(), dtype=np.float64)
+        nanoseconds = self._plain_times(column)
+        if nanoseconds is None:
+            nanoseconds = self._any_times(column)
+        seconds: NDArray[np.float64] = (nanoseconds - nanoseconds.min()) / 1e9
+        return seconds
 
     def strings(self, column: str) -> list[str]:
         """Text; "" where a row has none."""
@@ -82,20 +80,43 @@ class Table:
 
     def _cells(self, column: str) -> list[object]:
         cells = self.columns[column]
-        return cells.to_pylist() if isinstance(cells, pa.ChunkedArray) else list(cells)
+        return list(cells) if isinstance(cells, Sequence) else cells.to_pylist()
+
+    def _plain_times(self, column: str) -> NDArray[np.int64] | None:
+        """Nanoseconds since 1970 of an Arrow column whose times are whole and name no zone."""
+        cells = self.columns[column]
+        if isinstance(cells, Sequence) or cells.null_count:
+            return None
+        import pyarrow as pa
+
+        try:
+            return _numbers(cells.cast(pa.timestamp("ns")).cast(pa.int64()))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return None
+
+    def _any_times(self, column: str) -> NDArray[np.int64]:
+        """Nanoseconds since 1970 of dates with zones or without, of whatever ISO 8601 form."""
+        import pandas as pd  # slow to import
+
+        cells = pd.Series(self._cells(column), dtype=object)
+        when = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
+        bad = when.isna().to_numpy()
+        if bad.any():
+            raise self._bad_cell(column, int(bad.argmax()), "a time such as 2023-11-16 18:17:03.979960")
+        return np.asarray(when.dt.as_unit("ns").astype("int64"), dtype=np.int64)
 
     def _floats(self, column: str, right: str = "a number of 0 or more") -> NDArray[np.float64]:
         cells = self.columns[column]
-        try:
-            if isinstance(cells, pa.ChunkedArray):
+        if isinstance(cells, Sequence):
+            if {type(cell) for cell in cells} <= {int, float}:
+                with suppress(OverflowError):
+                    return np.array(cells, dtype=np.float64)
+        else:
+            import pyarrow as pa
+
+            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 if cells.null_count == 0 and not pa.types.is_boolean(cells.type):
-                    chunks = pc.cast(cells, pa.float64()).chunks
-                    # Not to_numpy(), which loads pandas.
-                    return np.concatenate([np.from_dlpack(chunk) for chunk in chunks])
-            elif {type(cell) for cell in cells} <= {int, float}:
-                return np.array(cells, dtype=np.float64)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OverflowError):
-            pass
+                    return _numbers(cells.cast(pa.float64()))
         values = np.empty(self.rows)
         for row, cell in enumerate(self._cells(column)):
             try:
@@ -111,6 +132,11 @@ class Table:
         if cell is None:
             return self.error(row, f"no {column}; {right} would be right")
         return self.error(row, f"{column} is {shorten(cell)}; {right} would be right")
+
+
+def _numbers(column: "pa.ChunkedArray") -> NDArray[Any]:
+    """The column without pandas, which ``to_numpy`` loads."""
+    return np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])
 
 
 def shorten(value: object) -> str:
@@ -129,6 +155,9 @@ def csv_header(path: str) -> list[str]:
 
 def read_csv(path: str, wanted: Collection[str]) -> Table:
     """The wanted columns that the file has, as text. Blank lines are passed over."""
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
     header = csv_header(path)
     for name in wanted:
         if header.count(name) > 1:
@@ -213,6 +242,9 @@ def json_lines(
 
 def read_parquet(path: str, wanted: Collection[str]) -> Table:
     """The wanted columns that the file has."""
+    import pyarrow as pa
+    import pyarrow.parquet as pa_parquet
+
     try:
         with open_trace(path) as (file, _):
             parquet = pa_parquet.ParquetFile(file)

@@ -36,6 +36,13 @@ def test_fits_cover_the_degrees_of_the_links_without_repeats(name):
     assert [link.tp for link in gpu.links] == [2, 4, 8]
 
 
+@pytest.mark.parametrize("name", gpu_names())
+def test_a_profile_is_in_the_file_of_its_name(name):
+    entry = files("qlm_sim.hardware_profiles").joinpath(f"{name.lower()}.toml")
+    assert tomllib.loads(entry.read_text("utf-8"))["name"] == name
+    assert load_gpu(name).name == name
+
+
 def test_gpu_names_ignore_case_and_know_aliases():
     assert load_gpu("a100-80GB") is load_gpu("A100-80")
 
