@@ -1,0 +1,14 @@
+"""Where accepted batches and files survive the death of any process. ``open_store`` picks by URL."""
+
+from live.store.interface import Store
+
+
+async def open_store(url: str) -> Store:
+    """The store of that URL (sqlite:///PATH or redis://...), ready. Raises StoreError."""
+    if url.startswith("sqlite:///"):
+        from live.store.sqlite import SqliteStore
+
+        return await SqliteStore.open(url.removeprefix("sqlite:///"))
+    from live.store.redis import RedisStore
+
+    return await RedisStore.open(url)

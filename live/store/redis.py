@@ -1,0 +1,301 @@
+"""The shared store: Redis, for several gateways in front of one cluster.
+
+Lines of a batch are a stream, read by one consumer group whose consumers are the owners: Redis keeps what
+each has claimed until it is answered, so a new leader can take it over. An answer, its count and the end of
+its line are one script, so they happen together or not at all. The leader's lease is a key that expires.
+
+Redis must write its own log (``appendonly yes``) for answers to outlive Redis itself.
+"""
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from typing import Any
+
+import msgspec
+import redis.asyncio as aioredis
+from redis.exceptions import RedisError, ResponseError, WatchError
+
+from live.store.chunks import regular
+from live.store.interface import (
+    OPEN_STATES,
+    BatchRecord,
+    Counts,
+    FileRecord,
+    Line,
+    Result,
+    StoreError,
+)
+
+PREFIX = "qlm:"
+GROUP = "engines"
+PAGE = 1000
+
+_encode = msgspec.json.Encoder().encode
+_file_record = msgspec.json.Decoder(FileRecord).decode
+_batch_record = msgspec.json.Decoder(BatchRecord).decode
+
+ADD_LINES = """
+for i = 1, #ARGV, 3 do
+    local id = string.format('%d-0', tonumber(ARGV[i]) + 1)
+    local added = redis.pcall('XADD', KEYS[1], id, 'c', ARGV[i + 1], 'b', ARGV[i + 2])
+    if type(added) == 'string' then redis.call('HINCRBY', KEYS[2], 'total', 1) end
+end
+"""
+"""XADD refuses an id that is not above the last: a line that is there already."""
+
+FINISH = """
+if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
+local id = string.format('%d-0', tonumber(ARGV[1]) + 1)
+if #redis.call('XRANGE', KEYS[1], id, id) == 0 then return 0 end
+if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[3]) == 0 then return 0 end
+redis.call('HINCRBY', KEYS[3], ARGV[2], 1)
+redis.call('XACK', KEYS[1], ARGV[4], id)
+redis.call('XDEL', KEYS[1], id)
+return 1
+"""
+
+LEAD = """
+local holder = redis.call('HGET', KEYS[1], 'owner')
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'url', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+
+RESIGN = """
+if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+
+
+class RedisStore:
+    """See ``live.store.interface.Store``."""
+
+    def __init__(self, client: Any) -> None:
+        self._redis = client
+        self._add_lines = client.register_script(ADD_LINES)
+        self._finish = client.register_script(FINISH)
+        self._lead = client.register_script(LEAD)
+        self._resign = client.register_script(RESIGN)
+
+    @classmethod
+    async def open(cls, url: str) -> "RedisStore":
+        """The store of that Redis. Raises StoreError where it does not answer."""
+        client = aioredis.Redis.from_url(url, socket_connect_timeout=5)
+        try:
+            await client.ping()
+        except RedisError as error:
+            await client.aclose()
+            raise StoreError(f"store {url}: {error}") from None
+        return cls(client)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    # Files
+
+    async def add_file(self, file: FileRecord, content: Iterable[bytes] | AsyncIterator[bytes]) -> FileRecord:
+        part, data = f"{PREFIX}part:{file.id}", _data(file.id)
+        await self._redis.delete(part)
+        size = 0
+        async for chunk in regular(content):
+            await self._redis.rpush(part, chunk)
+            size += len(chunk)
+        record = msgspec.structs.replace(file, bytes=size)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(data)
+            if size:
+                pipe.rename(part, data)
+            pipe.set(f"{PREFIX}file:{file.id}", _encode(record))
+            pipe.zadd(f"{PREFIX}files:{file.tenant}", {file.id: file.created_at})
+            await pipe.execute()
+        return record
+
+    async def file(self, file_id: str) -> FileRecord | None:
+        found = await self._redis.get(f"{PREFIX}file:{file_id}")
+        return _file_record(found) if found else None
+
+    async def files(self, tenant: str) -> list[FileRecord]:
+        ids = await self._redis.zrevrange(f"{PREFIX}files:{tenant}", 0, -1)
+        if not ids:
+            return []
+        found = await self._redis.mget([f"{PREFIX}file:{each.decode()}" for each in ids])
+        return [_file_record(each) for each in found if each]
+
+    async def read_file(self, file_id: str) -> AsyncIterator[bytes]:
+        number = 0
+        while (chunk := await self._redis.lindex(_data(file_id), number)) is not None:
+            yield chunk
+            number += 1
+
+    async def delete_file(self, file_id: str) -> bool:
+        file = await self.file(file_id)
+        if file is None:
+            return False
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(f"{PREFIX}file:{file_id}", _data(file_id))
+            pipe.zrem(f"{PREFIX}files:{file.tenant}", file_id)
+            deleted, _ = await pipe.execute()
+        return bool(deleted)
+
+    # Batches
+
+    async def add_batch(self, batch: BatchRecord) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(_batch(batch.id), mapping={"record": _encode(batch), "total": 0})
+            pipe.zadd(f"{PREFIX}batches:{batch.tenant}", {batch.id: batch.created_at})
+            pipe.zadd(f"{PREFIX}open", {batch.id: batch.expires_at})
+            await pipe.execute()
+
+    async def batch(self, batch_id: str) -> tuple[BatchRecord, Counts] | None:
+        found = await self._batches([batch_id])
+        return found[0] if found else None
+
+    async def batches(self, tenant: str) -> list[tuple[BatchRecord, Counts]]:
+        ids = await self._redis.zrevrange(f"{PREFIX}batches:{tenant}", 0, -1)
+        return await self._batches([each.decode() for each in ids])
+
+    async def open_batches(self) -> list[tuple[BatchRecord, Counts]]:
+        ids = await self._redis.zrange(f"{PREFIX}open", 0, -1)
+        found = await self._batches([each.decode() for each in ids])
+        return [each for each in found if each[0].status in OPEN_STATES]
+
+    async def _batches(self, ids: Sequence[str]) -> list[tuple[BatchRecord, Counts]]:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for batch_id in ids:
+                pipe.hmget(_batch(batch_id), "record", "total", "completed", "failed")
+            rows = await pipe.execute() if ids else []
+        return [
+            (_batch_record(record), Counts(*(int(each or 0) for each in counts)))
+            for record, *counts in rows
+            if record is not None
+        ]
+
+    async def move_batch(
+        self, batch_id: str, from_states: Collection[str], **changes: Any
+    ) -> BatchRecord | None:
+        key = _batch(batch_id)
+        while True:
+            async with self._redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(key)
+                found = await pipe.hget(key, "record")
+                batch = _batch_record(found) if found else None
+                if batch is None or batch.status not in from_states:
+                    return None
+                batch = msgspec.structs.replace(batch, **changes)
+                pipe.multi()
+                pipe.hset(key, "record", _encode(batch))
+                if batch.status not in OPEN_STATES:
+                    pipe.zrem(f"{PREFIX}open", batch_id)
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    continue
+                return batch
+
+    # Lines
+
+    async def add_lines(self, batch_id: str, lines: Sequence[Line]) -> None:
+        values = [value for line in lines for value in (line.number, line.custom_id, line.body)]
+        step = 3 * PAGE
+        for start in range(0, len(values), step):
+            await self._add_lines(
+                keys=[_lines(batch_id), _batch(batch_id)], args=values[start : start + step]
+            )
+
+    async def claim(self, batch_id: str, owner: str, count: int) -> list[Line]:
+        key = _lines(batch_id)
+        try:
+            found = await self._redis.xreadgroup(GROUP, owner, {key: ">"}, count=count)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            await self._make_group(key)
+            found = await self._redis.xreadgroup(GROUP, owner, {key: ">"}, count=count)
+        return _as_lines(_entries(found))
+
+    async def recover(self, batch_id: str, owner: str) -> list[Line]:
+        key = _lines(batch_id)
+        await self._make_group(key)
+        pending, start = [], "-"
+        while page := await self._redis.xpending_range(key, GROUP, start, "+", PAGE):
+            pending += [each["message_id"] for each in page if each["consumer"].decode() != owner]
+            start = f"({page[-1]['message_id'].decode()}"
+        if not pending:
+            return []
+        return _as_lines(await self._redis.xclaim(key, GROUP, owner, 0, pending))
+
+    async def _make_group(self, key: str) -> None:
+        try:
+            await self._redis.xgroup_create(key, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    async def finish(self, batch_id: str, result: Result) -> bool:
+        kept = await self._finish(
+            keys=[_lines(batch_id), _results(batch_id), _batch(batch_id)],
+            args=[
+                result.number,
+                "completed" if result.ok else "failed",
+                (b"1" if result.ok else b"0") + result.text,
+                GROUP,
+            ],
+        )
+        return bool(kept)
+
+    async def results(self, batch_id: str) -> AsyncIterator[Result]:
+        total = int(await self._redis.hget(_batch(batch_id), "total") or 0)
+        for start in range(0, total, PAGE):
+            numbers = range(start, min(start + PAGE, total))
+            for number, found in zip(
+                numbers, await self._redis.hmget(_results(batch_id), list(numbers)), strict=True
+            ):
+                if found is not None:
+                    yield Result(number, found[:1] == b"1", found[1:])
+
+    async def drop_lines(self, batch_id: str) -> None:
+        await self._redis.delete(_lines(batch_id), _results(batch_id))
+
+    # Leader
+
+    async def lead(self, owner: str, url: str, ttl_s: float) -> bool:
+        return bool(await self._lead(keys=[f"{PREFIX}leader"], args=[owner, url, round(ttl_s * 1000)]))
+
+    async def leader(self) -> str | None:
+        url = await self._redis.hget(f"{PREFIX}leader", "url")
+        return url.decode() if url else None
+
+    async def resign(self, owner: str) -> None:
+        await self._resign(keys=[f"{PREFIX}leader"], args=[owner])
+
+
+def _batch(batch_id: str) -> str:
+    return f"{PREFIX}batch:{batch_id}"
+
+
+def _lines(batch_id: str) -> str:
+    return f"{PREFIX}lines:{batch_id}"
+
+
+def _results(batch_id: str) -> str:
+    return f"{PREFIX}results:{batch_id}"
+
+
+def _data(file_id: str) -> str:
+    return f"{PREFIX}data:{file_id}"
+
+
+def _entries(found: Any) -> list[Any]:
+    """The entries of the one stream that was read, in either protocol's shape."""
+    if not found:
+        return []
+    if isinstance(found, dict):
+        (pages,) = found.values()
+        return [entry for page in pages for entry in page] if pages and isinstance(pages[0], list) else pages
+    return list(found[0][1])
+
+
+def _as_lines(entries: Sequence[Any]) -> list[Line]:
+    return [
+        Line(int(entry_id.split(b"-")[0]) - 1, fields[b"c"].decode(), fields[b"b"])
+        for entry_id, fields in entries
+    ]

@@ -1,0 +1,276 @@
+"""The contract of the durable store, the same on SQLite and on a real Redis."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from live.store import open_store
+from live.store.interface import (
+    CANCELLING,
+    COMPLETED,
+    IN_PROGRESS,
+    VALIDATING,
+    BatchRecord,
+    Counts,
+    FileRecord,
+    Line,
+    Result,
+    Store,
+    StoreError,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/store.db"
+        return
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("redis-server is not on PATH")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [server, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--appendonly", "yes"],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    store = await open_store(url)
+    yield store
+    await store.close()
+
+
+def a_file(file_id: str = "file-1", tenant: str = "a", created_at: int = 100) -> FileRecord:
+    return FileRecord(
+        id=file_id, tenant=tenant, filename="in.jsonl", purpose="batch", bytes=0, created_at=created_at
+    )
+
+
+def a_batch(batch_id: str = "batch-1", tenant: str = "a", expires_at: int = 900) -> BatchRecord:
+    return BatchRecord(
+        id=batch_id,
+        tenant=tenant,
+        endpoint="/v1/completions",
+        input_file_id="file-1",
+        completion_window="24h",
+        created_at=100,
+        expires_at=expires_at,
+    )
+
+
+def some_lines(count: int) -> list[Line]:
+    return [Line(number, f"c{number}", b'{"n": %d}' % number) for number in range(count)]
+
+
+async def content_of(store: Store, file_id: str) -> bytes:
+    return b"".join([chunk async for chunk in store.read_file(file_id)])
+
+
+async def test_a_file_comes_back_as_it_went_in(store: Store) -> None:
+    content = os.urandom(2_500_000)
+    pieces = [content[start : start + 70_000] for start in range(0, len(content), 70_000)]
+    record = await store.add_file(a_file(), pieces)
+    assert record.bytes == len(content)
+    assert await store.file("file-1") == record
+    assert await content_of(store, "file-1") == content
+    await store.add_file(a_file(), [b"other"])
+    assert await content_of(store, "file-1") == b"other", "a file of the same id is replaced as a whole"
+
+
+async def test_a_tenant_sees_its_own_files_newest_first(store: Store) -> None:
+    for number, tenant in enumerate("aba"):
+        await store.add_file(a_file(f"file-{number}", tenant, created_at=100 + number), [b"x"])
+    assert [file.id for file in await store.files("a")] == ["file-2", "file-0"]
+    assert await store.delete_file("file-2")
+    assert not await store.delete_file("file-2")
+    assert [file.id for file in await store.files("a")] == ["file-0"]
+    assert await content_of(store, "file-2") == b""
+
+
+async def test_a_batch_moves_only_from_the_states_named(store: Store) -> None:
+    await store.add_batch(a_batch())
+    moved = await store.move_batch("batch-1", {VALIDATING}, status=IN_PROGRESS, in_progress_at=5)
+    assert moved is not None
+    assert moved.in_progress_at == 5
+    assert await store.move_batch("batch-1", {VALIDATING}, status=IN_PROGRESS) is None
+    assert await store.move_batch("absent", {VALIDATING}, status=IN_PROGRESS) is None
+    found = await store.batch("batch-1")
+    assert found == (moved, Counts())
+
+
+async def test_two_gateways_cannot_both_move_a_batch(store: Store) -> None:
+    await store.add_batch(a_batch())
+    moves = await asyncio.gather(
+        *(store.move_batch("batch-1", {VALIDATING}, status=CANCELLING) for _ in range(8))
+    )
+    assert sum(move is not None for move in moves) == 1
+
+
+async def test_open_batches_come_earliest_expiry_first(store: Store) -> None:
+    for batch_id, expires_at in (("late", 900), ("soon", 500), ("done", 400)):
+        await store.add_batch(a_batch(batch_id, expires_at=expires_at))
+    await store.move_batch("done", {VALIDATING}, status=COMPLETED)
+    assert [batch.id for batch, _ in await store.open_batches()] == ["soon", "late"]
+    assert {batch.id for batch, _ in await store.batches("a")} == {"late", "soon", "done"}
+    assert await store.batches("b") == []
+
+
+async def test_no_line_is_claimed_twice_and_none_is_left(store: Store) -> None:
+    await store.add_batch(a_batch())
+    lines = some_lines(2_500)
+    await store.add_lines("batch-1", lines[:2_000])
+    await store.add_lines("batch-1", lines[1_000:])  # a second try after a crash
+    claims = await asyncio.gather(*(store.claim("batch-1", "g1", 300) for _ in range(12)))
+    claimed = [line for claim in claims for line in claim]
+    assert sorted(line.number for line in claimed) == list(range(2_500))
+    assert sorted(claimed, key=lambda line: line.number) == lines
+    found = await store.batch("batch-1")
+    assert found is not None
+    assert found[1] == Counts(total=2_500)
+
+
+async def test_the_first_answer_of_a_line_stays(store: Store) -> None:
+    await store.add_batch(a_batch())
+    await store.add_lines("batch-1", some_lines(3))
+    await store.claim("batch-1", "g1", 3)
+    assert await store.finish("batch-1", Result(1, True, b"first"))
+    assert not await store.finish("batch-1", Result(1, False, b"second"))
+    assert not await store.finish("batch-1", Result(7, True, b"of no line"))
+    assert await store.finish("batch-1", Result(0, False, b"broken"))
+    assert [result async for result in store.results("batch-1")] == [
+        Result(0, False, b"broken"),
+        Result(1, True, b"first"),
+    ]
+    found = await store.batch("batch-1")
+    assert found is not None
+    assert found[1] == Counts(total=3, completed=1, failed=1)
+    assert found[1].left == 1
+
+
+async def test_a_new_leader_takes_over_what_the_old_one_had_claimed(store: Store) -> None:
+    await store.add_batch(a_batch())
+    await store.add_lines("batch-1", some_lines(10))
+    taken = await store.claim("batch-1", "g1", 6)
+    await store.finish("batch-1", Result(taken[0].number, True, b"done"))
+    recovered = await store.recover("batch-1", "g2")
+    assert recovered == taken[1:], "claimed and unanswered"
+    assert await store.recover("batch-1", "g2") == [], "what is its own stays its own"
+    rest = await store.claim("batch-1", "g2", 10)
+    assert [line.number for line in rest] == [6, 7, 8, 9]
+    # The old leader was only slow: its answer is the first, and stays the only one.
+    assert await store.finish("batch-1", Result(1, True, b"from g1"))
+    assert not await store.finish("batch-1", Result(1, True, b"from g2"))
+
+
+async def test_counts_outlive_the_lines(store: Store) -> None:
+    await store.add_batch(a_batch())
+    await store.add_lines("batch-1", some_lines(2))
+    await store.claim("batch-1", "g1", 2)
+    await store.finish("batch-1", Result(0, True, b"x"))
+    await store.drop_lines("batch-1")
+    found = await store.batch("batch-1")
+    assert found is not None
+    assert found[1] == Counts(total=2, completed=1)
+    assert [result async for result in store.results("batch-1")] == []
+    assert not await store.finish("batch-1", Result(1, True, b"too late"))
+
+
+async def test_there_is_one_leader_until_it_resigns(url: str) -> None:
+    first, second = await open_store(url), await open_store(url)
+    assert await first.lead("g1", "http://one", ttl_s=30)
+    assert await first.lead("g1", "http://one", ttl_s=30), "a leader stays one"
+    assert not await second.lead("g2", "http://two", ttl_s=30)
+    assert await second.leader() == "http://one"
+    await first.resign("g1")
+    assert await second.lead("g2", "http://two", ttl_s=30)
+    assert await first.leader() == "http://two"
+    await first.close()
+    await second.close()
+
+
+async def test_what_was_answered_survives_kill_9(url: str) -> None:
+    """A process claims, finishes, leads and is killed; another finds all of it, and leads in its place."""
+    script = f"""
+        import asyncio, sys
+        from live.store import open_store
+        from live.store.interface import BatchRecord, Line, Result
+        async def main():
+            store = await open_store({url!r})
+            await store.add_batch(BatchRecord(id="b", tenant="a", endpoint="/v1/completions",
+                input_file_id="f", completion_window="24h", created_at=1, expires_at=2))
+            await store.add_lines("b", [Line(n, f"c{{n}}", b"{{}}") for n in range(1000)])
+            await store.lead("g1", "http://one", ttl_s=0.3)
+            lines = await store.claim("b", "g1", 500)
+            for start in range(0, 500, 50):
+                await asyncio.gather(*(store.finish("b", Result(l.number, True, b"ok"))
+                                       for l in lines[start:start + 50]))
+                print(start + 50, flush=True)
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(60)
+        asyncio.run(main())
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    said = 0
+    while said < 200:
+        said = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    said = max([said, *map(int, process.stdout.read().split())])
+
+    store = await open_store(url)
+    found = await store.batch("b")
+    assert found is not None
+    assert found[1].completed >= said, "all that was said to be kept is there"
+    for _ in range(100):
+        if await store.lead("g2", "http://two", ttl_s=30):
+            break
+        await asyncio.sleep(0.05)
+    assert await store.leader() == "http://two"
+    numbers = {line.number for line in await store.recover("b", "g2")}
+    numbers |= {line.number for line in await store.claim("b", "g2", 1000)}
+    answered = {result.number async for result in store.results("b")}
+    assert not numbers & answered
+    assert numbers | answered == set(range(1000)), "no line is lost"
+    await store.close()
+
+
+async def test_a_store_that_cannot_be_used_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="store sqlite:///"):
+        await open_store(f"sqlite:///{tmp_path}/file/store.db")
+    with pytest.raises(StoreError, match=r"store redis://127\.0\.0\.1:1/0: "):
+        await open_store("redis://127.0.0.1:1/0")
