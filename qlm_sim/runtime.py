@@ -86,6 +86,8 @@ _RANK: dict[type, int] = {
 def settle_order(event: Event) -> tuple[int, str, str]:
     """Sort key that puts the events of one instant in the same order in every world."""
     rank = _RANK[type(event)]
+    if isinstance(event, FirstToken | RequestFinished):
+        return rank, event.instance, event.request_id
     if isinstance(event, RequestArrived):
         return rank, "", event.request.id
     if isinstance(event, InstanceUp):

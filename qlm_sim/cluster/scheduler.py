@@ -185,14 +185,14 @@ class Scheduler:
     def _mix(self) -> bool:
         """Compose an iteration of decodes and prefill chunks. False if only decodes are possible."""
         decodes, waiting, running = self.decodes, self.waiting, self.running
-        size = self.block_size
-        budget = self.max_num_batched_tokens - decodes.count
+        size, steps, count = self.block_size, decodes.steps, decodes.count
+        budget = self.max_num_batched_tokens - count
         partial, chunk, blocks = self._partial, 0, 0
         if partial is not None:
             chunk = min(partial.context - partial.computed, budget)
             blocks = -(-(partial.computed + chunk) // size)
         # Blocks that are free once the running have what they need for this iteration.
-        free = self.blocks - decodes.blocks - decodes.blocks_for(1) - blocks
+        free = self.blocks - decodes.blocks - decodes.residues[steps % size] - blocks
         preempted = free < 0
         if preempted:
             chunk = self._preempt_lowest() if self._by_priority else self._preempt_last(free, blocks)
@@ -238,7 +238,7 @@ class Scheduler:
         kv_tokens = decodes.kv_tokens + count
         for seq in self._skipped:
             count -= 1
-            kv_tokens -= decodes.steps - seq.offset + 1
+            kv_tokens -= steps - seq.offset + 1
         if not (count or self._chunks):
             # All that could run were preempted or skipped: an empty step, which takes no time.
             self._skipped.clear()

@@ -65,11 +65,8 @@ class QueueManager:
             TimerFired: self._timer_fired,
         }
         policy.start(self.ledgers)
-
-    @property
-    def wake_at(self) -> float:
+        self.wake_at = policy.wake_at
         """When the policy wants a TimerFired, in seconds; infinity for never."""
-        return self.policy.wake_at
 
     def handle(self, now: float, events: Sequence[Event]) -> list[Action]:
         """Apply the events of one instant, then decide once."""
@@ -89,6 +86,7 @@ class QueueManager:
         replan = self.policy.replan(now)
         if replan is not None:
             actions.append(replan)
+        self.wake_at = self.policy.wake_at
         return actions
 
     # Events, one method each. Each marks the instances whose decision it may change.
@@ -151,6 +149,7 @@ class QueueManager:
         if item.state is State.EVICTING:
             ledger.evicting -= 1
         ledger.left(item)
+        self.policy.changed(ledger)
         self._touched[item.instance] = None
 
     def _finished(self, now: float, event: RequestFinished) -> None:
@@ -188,6 +187,7 @@ class QueueManager:
         ledger.swapping_to = None
         ledger.loaded_at = now
         ledger.host.touch(event.model, ledger.spec.models[event.model].weight_bytes)
+        self.policy.changed(ledger)
         self._touched[event.instance] = None
 
     def _instance_up(self, now: float, event: InstanceUp) -> None:

@@ -68,6 +68,10 @@ class Policy(Protocol):
         """``item`` waits no longer: it was pulled or cancelled."""
         ...
 
+    def changed(self, ledger: InstanceLedger) -> None:
+        """A request has left the instance, or it serves another model now."""
+        ...
+
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         """The waiting request that the instance should serve next, or None to leave it as it is."""
         ...

@@ -7,6 +7,7 @@ from qlm_sim.core.manager import QueueManager
 from qlm_sim.core.policy import Policy
 from qlm_sim.core.types import InstanceSpec, Lso
 from qlm_sim.estimator.service import ServiceEstimator
+from qlm_sim.estimator.untaught import Untaught
 from qlm_sim.policies import central
 from qlm_sim.policies.qlm import QlmPolicy
 from qlm_sim.policies.shepherd import ShepherdPolicy
@@ -35,6 +36,8 @@ class PolicyEntry:
     make: Callable[[ServiceEstimator, SchedulerSettings], Policy]
     engine_scheduling: str | None = None
     """The engine's own scheduling policy that it needs, where not the scenario's."""
+    learns: bool = True
+    """Whether it asks, in the course of a run, what its estimator has learnt."""
 
 
 def _central(name: str, summary: str, rank: central.RankFunction) -> PolicyEntry:
@@ -45,11 +48,13 @@ POLICIES: dict[str, PolicyEntry] = {
     "vllm": PolicyEntry(
         "first come, first served per instance, least-loaded dispatch",
         lambda estimator, settings: VllmPolicy(estimator),
+        learns=False,
     ),
     "priority": PolicyEntry(
         "as vllm, with the engines' priority scheduling by deadline",
         lambda estimator, settings: VllmPolicy(estimator),
         engine_scheduling="priority",
+        learns=False,
     ),
     "static": _central("static", "oldest first on the models that are loaded; no swaps", central.static),
     "collate": _central(
@@ -83,10 +88,11 @@ POLICIES: dict[str, PolicyEntry] = {
 
 def make_core(policy: str, instances: Sequence[InstanceSpec], settings: SchedulerSettings) -> QueueManager:
     """A scheduler core for these instances, under the policy of that name."""
+    entry = POLICIES[policy]
     estimator = ServiceEstimator()
     return QueueManager(
         instances,
-        POLICIES[policy].make(estimator, settings),
-        estimator,
+        entry.make(estimator, settings),
+        estimator if entry.learns else Untaught(),
         frozenset(Lso) - settings.without,
     )

@@ -93,6 +93,9 @@ class CentralPolicy:
     def discard(self, item: Tracked) -> None:
         self._table.leave(item)
 
+    def changed(self, ledger: InstanceLedger) -> None:
+        pass
+
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         ours: tuple[Rank, int, RequestGroup] | None = None
         others: tuple[Rank, int, RequestGroup] | None = None

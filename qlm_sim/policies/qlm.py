@@ -205,6 +205,9 @@ class QlmPolicy:
 
     # What an instance does next
 
+    def changed(self, ledger: InstanceLedger) -> None:
+        pass
+
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         late = self._undecided.earliest()
         while late is not None and late.first_deadline < now:

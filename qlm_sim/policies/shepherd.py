@@ -70,6 +70,9 @@ class ShepherdPolicy:
     def discard(self, item: Tracked) -> None:
         self._table.leave(item)
 
+    def changed(self, ledger: InstanceLedger) -> None:
+        pass
+
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         if now >= self.wake_at:
             self._make_plan(now)

@@ -20,6 +20,27 @@ TYPICAL_PROMPT_TOKENS = 256
 """Prompt length at which instances are compared; only the ratios between them matter."""
 
 
+class _Route:
+    """Where requests of one model may run. Lists of one length."""
+
+    def __init__(self) -> None:
+        self.instances: list[str] = []
+        self.places: dict[str, int] = {}
+        """Their positions."""
+        self.request_s: list[float] = []
+        """Engine seconds of one request there ..."""
+        self.added_s: list[float] = []
+        """... with the swap that it would take ..."""
+        self.wait_s: list[float] = []
+        """... and behind all that is there."""
+
+    def append(self, instance: str, request_s: float) -> None:
+        self.places[instance] = len(self.instances)
+        self.instances.append(instance)
+        for column in (self.request_s, self.added_s, self.wait_s):
+            column.append(request_s)
+
+
 class VllmPolicy:
     """FCFS per instance, least-loaded dispatch."""
 
@@ -32,13 +53,16 @@ class VllmPolicy:
         self._estimator = estimator
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
+        self._ledgers = ledgers
         self._queues: dict[str, deque[Tracked]] = {name: deque() for name in ledgers}
         self._queued_s = dict.fromkeys(ledgers, 0.0)
         """Engine seconds that each queue stands for: service and the swaps between its models."""
         self._charges: dict[str, float] = {}
         """What each waiting request added to its queue's seconds."""
-        self._routes: dict[str, list[tuple[InstanceLedger, float]]] = {}
-        """By model: where it may run, and the engine seconds of one request there."""
+        self._routes: dict[str, _Route] = {}
+        """By model."""
+        self._stale: dict[str, InstanceLedger] = {}
+        """Instances whose waits must be computed anew."""
         at_home = {ledger.spec.resident for ledger in ledgers.values()}
         for ledger in ledgers.values():
             for model, profile in ledger.spec.models.items():
@@ -47,24 +71,37 @@ class VllmPolicy:
                 lengths = self._estimator.lengths.of_model(model)
                 service = group_service(profile, TYPICAL_PROMPT_TOKENS, lengths)
                 request_s = service.prefill_s + service.decode_s
-                self._routes.setdefault(model, []).append((ledger, request_s))
+                self._routes.setdefault(model, _Route()).append(ledger.id, request_s)
+            self._stale[ledger.id] = ledger
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
         model = item.request.model
-        least_s = charge_s = float("inf")
-        chosen = ""
-        for ledger, request_s in self._routes[model]:
-            queue = self._queues[ledger.id]
-            last = queue[-1].request.model if queue else ledger.next_model
-            added_s = request_s if last == model else request_s + ledger.swap_s(model)
-            wait_s = len(ledger.running) * request_s + self._queued_s[ledger.id] + added_s
-            if wait_s < least_s:
-                least_s, charge_s, chosen = wait_s, added_s, ledger.id
-        item.instance = chosen
+        for ledger in self._stale.values():
+            self._refresh(ledger)
+        self._stale.clear()
+        route = self._routes[model]
+        place = route.wait_s.index(min(route.wait_s))
+        chosen = item.instance = route.instances[place]
+        charge_s = self._charges[item.request.id] = route.added_s[place]
         self._queues[chosen].append(item)
         self._queued_s[chosen] += charge_s
-        self._charges[item.request.id] = charge_s
+        self._stale[chosen] = self._ledgers[chosen]
         return (chosen,)
+
+    def _refresh(self, ledger: InstanceLedger) -> None:
+        """Compute anew what a request of each model would wait for on the instance."""
+        queue = self._queues[ledger.id]
+        last = queue[-1].request.model if queue else ledger.next_model
+        for model in ledger.spec.models:
+            route = self._routes[model]
+            place = route.places.get(ledger.id)
+            if place is None:
+                continue
+            added_s = request_s = route.request_s[place]
+            if last != model:
+                added_s += ledger.swap_s(model)
+            route.added_s[place] = added_s
+            route.wait_s[place] = len(ledger.running) * request_s + self._queued_s[ledger.id] + added_s
 
     def discard(self, item: Tracked) -> None:
         queue = self._queues[item.instance]
@@ -74,6 +111,10 @@ class VllmPolicy:
             queue.remove(item)
         charge_s = self._charges.pop(item.request.id)
         self._queued_s[item.instance] = self._queued_s[item.instance] - charge_s if queue else 0.0
+        self._stale[item.instance] = self._ledgers[item.instance]
+
+    def changed(self, ledger: InstanceLedger) -> None:
+        self._stale[ledger.id] = ledger
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         queue = self._queues[ledger.id]

@@ -69,32 +69,23 @@ class Workload:
 
     def requests(self) -> Iterator[tuple[Request, int]]:
         """Each request with its true output length, made one by one so that long runs stay small."""
+        names = [slo.name for slo in self.slo_classes]
         slo_s = [scheduling_slo_s(slo) for slo in self.slo_classes]
         chunk = 65536
         for start in range(0, len(self), chunk):
             part = slice(start, start + chunk)
-            for request_id, arrival, prompt, output, most, model, slo in zip(
+            slos = self.slo_index[part].tolist()
+            requests = map(
+                Request,
                 self.ids[part],
+                map(self.models.__getitem__, self.model_index[part].tolist()),
+                map(names.__getitem__, slos),
+                map(slo_s.__getitem__, slos),
                 self.arrival_s[part].tolist(),
                 self.prompt_tokens[part].tolist(),
-                self.output_tokens[part].tolist(),
                 self.max_tokens[part].tolist(),
-                self.model_index[part].tolist(),
-                self.slo_index[part].tolist(),
-                strict=True,
-            ):
-                yield (
-                    Request(
-                        id=request_id,
-                        model=self.models[model],
-                        slo_class=self.slo_classes[slo].name,
-                        slo_s=slo_s[slo],
-                        arrived_at=arrival,
-                        prompt_tokens=prompt,
-                        max_tokens=most,
-                    ),
-                    output,
-                )
+            )
+            yield from zip(requests, self.output_tokens[part].tolist(), strict=True)
 
 
 def scheduling_slo_s(slo: SloClass) -> float:
