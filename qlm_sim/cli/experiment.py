@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     for name in args.names:
         if name not in known:
             raise InputError(f"experiment {name!r}: not known; one of: {', '.join(known)}")
+    sys.path.insert(0, str(_FOLDER))  # for modules that several experiments share
     out = Path(args.out) if args.out else _FOLDER / "results"
     for name in args.names:
         spec = spec_from_file_location(f"experiments.{name}", known[name])

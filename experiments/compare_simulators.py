@@ -1,0 +1,153 @@
+"""How fast and how large simulators are, side by side in one run: QLM, Dynamo's replay, Vidur.
+
+    qlm-sim experiment compare_simulators          # 2,000 and 20,000 requests, 5 rounds, some minutes
+    qlm-sim experiment compare_simulators --quick  # 2,000 requests, 1 round
+
+Dynamo (Rust) and Vidur (Python) come from PyPI into environments of their own. All read the same file of
+requests, each in a process of its own, one after the other, round by round; figures are medians.
+"""
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from statistics import median
+
+from simulators import (
+    Outcome,
+    Simulator,
+    Unavailable,
+    dynamo,
+    qlm,
+    source_of_lengths,
+    write_requests,
+    write_step_times,
+)
+
+RATE_RPS = 24.0
+REPLICAS = 4
+SMALL, LARGE = 2_000, 20_000
+REMARKS = """
+* In the loop: requests per wall-clock second of the simulation alone. QLM's counts building the requests
+  and the summary; Dynamo's is the time it reports itself, without reading the trace.
+* Process: the whole of it, from the interpreter's start to the printed summary; CPU seconds of the same.
+  Dynamo starts faster: QLM imports numpy and SimPy before it does anything.
+* Dynamo's own step times are a polynomial that knows neither model nor GPU, so what it predicts with them is
+  not comparable with QLM's. Given QLM's step times as its lookup tables, it serves the same load on like
+  engines, and the predictions are comparable: Dynamo deals requests out in turn as they arrive, QLM's
+  `vllm` to the engine with the least to do, and `qlm` holds back what an engine cannot run yet.
+""".lstrip()
+
+
+def run(out: Path, quick: bool) -> None:
+    """Write compare_simulators.md and .json to ``out``."""
+    rounds = 1 if quick else 5
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        step_times = Path(folder) / "step_times.npz"
+        write_step_times(step_times)
+        simulators = available(
+            failures,
+            lambda: qlm("vllm", REPLICAS),
+            lambda: qlm("qlm", REPLICAS),
+            lambda: dynamo(REPLICAS),
+            lambda: dynamo(REPLICAS, step_times),
+        )
+        medians = {}
+        for size in (SMALL,) if quick else (SMALL, LARGE):
+            trace = Path(folder) / f"{size}.jsonl"
+            write_requests(trace, size, RATE_RPS, seed=0)
+            medians[size] = side_by_side(simulators, trace, rounds, failures)
+    out.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": machine(),
+        "lengths": source_of_lengths(),
+        "rounds": rounds,
+        "median": {size: {name: asdict(row) for name, row in rows.items()} for size, rows in medians.items()},
+        "failures": failures,
+    }
+    (out / "compare_simulators.json").write_text(json.dumps(document, indent=2) + "\n")
+    text = page(medians, rounds, failures)
+    (out / "compare_simulators.md").write_text(text)
+    print(text)
+
+
+def available(failures: list[str], *makers: Callable[[], Simulator]) -> list[Simulator]:
+    """The simulators that could be installed."""
+    found = []
+    for make in makers:
+        try:
+            found.append(make())
+        except Unavailable as error:
+            failures.append(str(error))
+    return found
+
+
+def side_by_side(
+    simulators: list[Simulator], trace: Path, rounds: int, failures: list[str]
+) -> dict[str, Outcome]:
+    """Medians over the rounds. One that fails is told of and left out from then on."""
+    outcomes: dict[str, list[Outcome]] = {}
+    for _ in range(rounds):
+        for simulator in simulators[:]:
+            try:
+                outcomes.setdefault(simulator.title, []).append(simulator.run(trace))
+            except Unavailable as error:
+                failures.append(str(error))
+                simulators.remove(simulator)
+    return {title: middle(runs) for title, runs in outcomes.items() if runs}
+
+
+def middle(runs: list[Outcome]) -> Outcome:
+    """The median of each figure; predictions are the same in every round."""
+    return Outcome(
+        **{field.name: median(getattr(each, field.name) for each in runs) for field in fields(Outcome)}
+    )
+
+
+def machine() -> str:
+    return f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}"
+
+
+def page(medians: Mapping[int, Mapping[str, Outcome]], rounds: int, failures: list[str]) -> str:
+    """The result as Markdown."""
+    lines = [
+        "# Simulators side by side",
+        "",
+        f"Llama-2-7B on {REPLICAS} A100-80, Poisson arrivals at {RATE_RPS:g} requests/s, "
+        f"{source_of_lengths()}, prompt and output at most 4,096 together. "
+        f"Medians of {rounds} alternating rounds on {machine()}. "
+        "Made by `qlm-sim experiment compare_simulators`.",
+    ]
+    for size, rows in medians.items():
+        base = next(iter(rows.values()))
+        lines += [
+            "",
+            f"## {size:,} requests",
+            "",
+            "| simulator | in the loop, req/s | ratio | process, s | ratio | CPU, s | peak MiB |"
+            " TTFT mean, s | p99 | E2E mean, s | p99 |",
+            "|---" + "|---:" * 10 + "|",
+        ]
+        for title, row in rows.items():
+            lines.append(
+                f"| {title} | {row.finished / row.loop_s:,.0f} | {base.loop_s / row.loop_s:.2f} | "
+                f"{row.process_s:.2f} | {row.process_s / base.process_s:.2f} | {row.cpu_s:.2f} | "
+                f"{row.peak_mib:.0f} | {row.ttft_mean_s:.3g} | {row.ttft_p99_s:.3g} | {row.e2e_mean_s:.3g} | "
+                f"{row.e2e_p99_s:.3g} |"
+            )
+    lines += [
+        "",
+        "Ratios are to the first row, of speed in the loop and of the process's seconds.",
+        "",
+        REMARKS,
+    ]
+    lines += [f"* Not run: {failure}" for failure in failures]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    run(Path(__file__).parent / "results", quick=False)
