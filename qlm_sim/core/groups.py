@@ -100,6 +100,10 @@ class GroupTable:
             del self._open[key]
         return group, new
 
+    def open_group(self, key: GroupKey) -> RequestGroup | None:
+        """The group that the next request of that key would join; None if it would make a new one."""
+        return self._open.get(key)
+
     def leave(self, item: Tracked) -> RequestGroup:
         """Take ``item`` out of its group. The group is dropped when that empties it."""
         group = item.group

@@ -24,11 +24,12 @@ from qlm_sim.core.events import (
     RequestFinished,
     TimerFired,
 )
+from qlm_sim.core.forecast import Forecast
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State, Tracked
 from qlm_sim.core.lso import LsoAgent
-from qlm_sim.core.policy import Estimator, Policy
-from qlm_sim.core.types import InstanceSpec, Lso
+from qlm_sim.core.policy import Estimator, Forecaster, Policy
+from qlm_sim.core.types import InstanceSpec, Lso, Request
 
 
 class QueueManager:
@@ -39,10 +40,12 @@ class QueueManager:
         instances: Sequence[InstanceSpec],
         policy: Policy,
         estimator: Estimator,
+        forecaster: Forecaster,
         allowed: frozenset[Lso] = frozenset(Lso),
     ) -> None:
         self.policy = policy
         self.estimator = estimator
+        self._forecaster = forecaster
         self.requests: dict[str, Tracked] = {}
         self.ledgers = {spec.id: InstanceLedger(spec) for spec in instances}
         self.stale_events = 0
@@ -89,6 +92,33 @@ class QueueManager:
         self.wake_at = self.policy.wake_at
         return actions
 
+    # Questions. What is asked, and when, changes no decision.
+
+    def forecast(self, request_id: str, now: float) -> Forecast | None:
+        """The wait, from ``now``, for the first token of a request that arrived.
+
+        None where there is no such request, or where it has its first token already. Read
+        ``position``, ``mean_s``, ``median_s``, ``quantile(p)`` and ``p_slo_met`` of the answer. Takes
+        microseconds while the last forecast of the line is fresh, and some milliseconds to make a new one.
+        """
+        item = self.requests.get(request_id)
+        if item is None or item.served:
+            return None
+        standing = None
+        if item.state is State.WAITING:
+            standing = self.policy.standing(item, now)
+        elif item.state is State.EVICTING:
+            standing = self.policy.standing_of_new(item.request, now)
+        return self._forecaster.forecast(item, standing, self.ledgers, self.policy.order, now)
+
+    def forecast_new(self, request: Request, now: float) -> Forecast:
+        """The wait of a request if it arrived now. It is not let in, and nothing is kept of it.
+
+        Its model must be one that an instance may serve.
+        """
+        standing = self.policy.standing_of_new(request, now)
+        return self._forecaster.forecast(Tracked(request), standing, self.ledgers, self.policy.order, now)
+
     # Events, one method each. Each marks the instances whose decision it may change.
 
     def _arrived(self, now: float, event: RequestArrived) -> None:
@@ -133,7 +163,9 @@ class QueueManager:
     def _first_token(self, now: float, event: FirstToken) -> None:
         item = self._on_engine(event)
         if item is not None:
-            item.served = True
+            if not item.served:
+                item.served = True
+                self._forecaster.started(item, now)
             ledger = self.ledgers[event.instance]
             self.estimator.first_token(ledger, item, now)
             ledger.began_decoding(item, now)
@@ -155,6 +187,9 @@ class QueueManager:
     def _finished(self, now: float, event: RequestFinished) -> None:
         item = self._on_engine(event)
         if item is not None:
+            if not item.served:
+                # Its first token and its last came in the same instant.
+                self._forecaster.started(item, now)
             self.estimator.finished(self.ledgers[event.instance], item, now, event.output_tokens)
             self._leave_engine(item)
             del self.requests[event.request_id]

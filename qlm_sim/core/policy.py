@@ -5,13 +5,17 @@ take something, what that instance should serve next (``next_for``). An answer o
 the loaded one means: switch now.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from qlm_sim.core.actions import Replan
+from qlm_sim.core.forecast import Forecast
+from qlm_sim.core.groups import RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
+from qlm_sim.core.types import Request
 
 
 class Estimator(Protocol):
@@ -35,6 +39,43 @@ class Estimator(Protocol):
 
     def growth_tokens(self, ledger: InstanceLedger, now: float) -> float:
         """KV tokens to keep for what runs there beyond what it brought along: generated and to come."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a request stands in line, by the order in force."""
+
+    instances: tuple[str, ...]
+    """Who serves the line: the next of it goes to whichever has room first. None: it is not served."""
+    ahead: int
+    """Requests of the line before it; those that are on an engine already are not of the line."""
+
+    def behind(self) -> "Standing":
+        """The next place."""
+        return Standing(self.instances, self.ahead + 1)
+
+
+Order = Callable[[InstanceLedger, float], Sequence[RequestGroup]]
+"""``Policy.order``."""
+
+
+class Forecaster(Protocol):
+    """Forecasts waits, and learns from what comes of them. Decides nothing."""
+
+    def forecast(
+        self,
+        item: Tracked,
+        standing: Standing | None,
+        ledgers: Mapping[str, InstanceLedger],
+        order: Order,
+        now: float,
+    ) -> Forecast:
+        """The wait of ``item``, which has no first token yet. ``standing``: None where it is on an engine."""
+        ...
+
+    def started(self, item: Tracked, now: float) -> None:
+        """``item`` has its first token."""
         ...
 
 
@@ -78,6 +119,18 @@ class Policy(Protocol):
 
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         """Running requests to evict so that ``item``, which does not fit now, can run."""
+        ...
+
+    def order(self, ledger: InstanceLedger, now: float) -> Sequence[RequestGroup]:
+        """The line that the instance serves: what waits, in the order in which it would serve all of it."""
+        ...
+
+    def standing(self, item: Tracked, now: float) -> Standing:
+        """Where ``item``, which waits, stands."""
+        ...
+
+    def standing_of_new(self, request: Request, now: float) -> Standing:
+        """Where the request would stand if it arrived now. Changes nothing."""
         ...
 
     def replan(self, now: float) -> Replan | None:

@@ -17,7 +17,8 @@ class Burst:
         """That decode; and so on, all in expectation."""
         self._brought = float(batch.brought.sum())
         self._generated = float((batch.generated - batch.began).sum()) + self.sequences
-        self._stay = 1.0 - 1.0 / max(1.5, engine.lengths[0].statistics.mean)
+        means = np.array([each.statistics.mean for each in engine.lengths])
+        self._stay = 1.0 - 1.0 / max(1.5, float(means[np.concatenate((batch.kind, line.kind))].mean()))
         """Share of the batch that goes on after an iteration."""
         # The iteration under way is half over, on average.
         self.seconds = 0.5 * engine.step_s(self.sequences, self.kv_tokens) if len(batch) else 0.0

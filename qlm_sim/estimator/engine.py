@@ -1,5 +1,6 @@
 """An engine with what runs on it and what waits for it, as columns: what waits are forecast from."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,3 +94,52 @@ class Line:
     def mean(self, column: Floats) -> float:
         """Mean per request."""
         return float(self.count @ column) / self.requests
+
+
+class Places:
+    """Running totals over the line, linear between its entries; behind its end, more like them."""
+
+    def __init__(self, line: Line, kinds: int) -> None:
+        endless = 1e9
+        count = np.append(line.count, endless)
+        self._place = np.concatenate(([0.0], np.cumsum(count)))
+        self._context = self._total(count * np.append(line.context, line.mean(line.context)))
+        self._prefill = self._total(count * np.append(line.prefill, line.mean(line.prefill)))
+        by_kind = np.zeros((len(count), kinds))
+        by_kind[np.arange(len(line)), line.kind] = line.count
+        by_kind[-1] = endless / line.requests * by_kind.sum(axis=0)
+        contexts = by_kind * np.append(line.context, 0.0)[:, None]
+        contexts[-1] = endless / line.requests * contexts.sum(axis=0)
+        self._by_kind = self._total(np.hstack((by_kind, contexts)))
+        self._kinds = kinds
+
+    @staticmethod
+    def _total(column: Floats) -> Floats:
+        return np.concatenate((np.zeros_like(column[:1]), np.cumsum(column, axis=0)))
+
+    def with_context(self, place: float, tokens: float, each: float) -> float:
+        """The place at which ``tokens`` more of context, and ``each`` per request, are reached."""
+        total = self._context + each * self._place if each else self._context
+        here = float(np.interp(place, self._place, total))
+        return float(np.interp(here + tokens, total, self._place))
+
+    def contexts(self, place: Floats) -> Floats:
+        """Tokens of context up to each place."""
+        total: Floats = np.interp(place, self._place, self._context)
+        return total
+
+    def with_prefill(self, place: float, tokens: float) -> float:
+        here = float(np.interp(place, self._place, self._prefill))
+        return float(np.interp(here + tokens, self._prefill, self._place))
+
+    def between(self, start: float, end: float) -> tuple[Floats, Floats]:
+        """Requests, and what they bring, by kind."""
+        both = self._at(end) - self._at(start)
+        return both[: self._kinds], both[self._kinds :]
+
+    def _at(self, place: float) -> Floats:
+        index = min(max(bisect_left(self._place, place), 1), len(self._place) - 1)
+        low, high = self._place[index - 1], self._place[index]
+        below, above = self._by_kind[index - 1], self._by_kind[index]
+        row: Floats = below + (place - low) / (high - low) * (above - below)
+        return row

@@ -10,14 +10,13 @@ request takes its share of the engine: the paper's W = Σ O_i / Θ.
 Draws nothing at random and knows no true length.
 """
 
-from bisect import bisect_left
 from dataclasses import dataclass
 from math import exp, sqrt
 
 import numpy as np
 
 from qlm_sim.estimator.burst import Burst
-from qlm_sim.estimator.engine import Batch, Engine, Line
+from qlm_sim.estimator.engine import Batch, Engine, Line, Places
 from qlm_sim.estimator.lengths import Floats
 from qlm_sim.estimator.steps import prefill_s
 
@@ -78,62 +77,6 @@ def intake(engine: Engine, batch: Batch, line: Line) -> Intake:
     )
 
 
-class _Places:
-    """Running totals over the line, linear between its entries; behind its end, more like them."""
-
-    def __init__(self, line: Line, kinds: int) -> None:
-        endless = 1e9
-        count = np.append(line.count, endless)
-        self._place = np.concatenate(([0.0], np.cumsum(count)))
-        self._context = self._total(count * np.append(line.context, line.mean(line.context)))
-        self._prefill = self._total(count * np.append(line.prefill, line.mean(line.prefill)))
-        by_kind = np.zeros((len(count), kinds))
-        by_kind[np.arange(len(line)), line.kind] = line.count
-        by_kind[-1] = endless / line.requests * by_kind.sum(axis=0)
-        self._by_kind = self._total(by_kind)
-        contexts = by_kind * np.append(line.context, 0.0)[:, None]
-        contexts[-1] = endless / line.requests * contexts.sum(axis=0)
-        self._context_by_kind = self._total(contexts)
-
-    @staticmethod
-    def _total(column: Floats) -> Floats:
-        return np.concatenate((np.zeros_like(column[:1]), np.cumsum(column, axis=0)))
-
-    def with_context(self, place: float, tokens: float, each: float) -> float:
-        """The place at which ``tokens`` more of context, and ``each`` per request, are reached."""
-        total = self._context + each * self._place if each else self._context
-        here = float(np.interp(place, self._place, total))
-        return float(np.interp(here + tokens, total, self._place))
-
-    def contexts(self, place: Floats) -> Floats:
-        """Tokens of context up to each place."""
-        total: Floats = np.interp(place, self._place, self._context)
-        return total
-
-    def with_prefill(self, place: float, tokens: float) -> float:
-        here = float(np.interp(place, self._place, self._prefill))
-        return float(np.interp(here + tokens, self._prefill, self._place))
-
-    def between(self, start: float, end: float) -> tuple[Floats, Floats]:
-        """Requests, and what they bring, by kind."""
-        first, last = self._locate(start), self._locate(end)
-        return (
-            self._at(self._by_kind, last) - self._at(self._by_kind, first),
-            self._at(self._context_by_kind, last) - self._at(self._context_by_kind, first),
-        )
-
-    def _locate(self, place: float) -> tuple[int, float]:
-        index = min(max(bisect_left(self._place, place), 1), len(self._place) - 1)
-        low = self._place[index - 1]
-        return index, float((place - low) / (self._place[index] - low))
-
-    @staticmethod
-    def _at(total: Floats, where: tuple[int, float]) -> Floats:
-        index, share = where
-        row: Floats = total[index - 1] + share * (total[index] - total[index - 1])
-        return row
-
-
 class _Fluid:
     """Interval by interval, what departures let in."""
 
@@ -142,6 +85,8 @@ class _Fluid:
         self._burst = burst
         self._line = line
         self._batch = burst.batch()
+        self._wanted = line.requests + 3 * sqrt(line.requests) + 1
+        """Places to be followed: more than there are, for the quantiles of the last."""
         kinds = len(engine.lengths)
         self._share = np.bincount(line.kind, line.count, kinds) / line.requests
         mean, second, third, fourth = self._share @ np.array([each.moments for each in engine.lengths])
@@ -163,17 +108,18 @@ class _Fluid:
         engine, burst, line = self._engine, self._burst, self._line
         profile, rule = engine.profile, engine.rule
         mean = self._moments[0]
-        wanted = line.requests + 3 * sqrt(line.requests) + 1
         # A departure at the end of the iteration under way has a whole step behind it.
         start_s = burst.seconds - engine.step_s(burst.sequences, burst.kv_tokens)
-        interval = min(self._residual / INTERVALS_PER_LENGTH, max(0.5, wanted * mean / len(self._batch) / 6))
+        interval = min(
+            self._residual / INTERVALS_PER_LENGTH, max(0.5, self._wanted * mean / len(self._batch) / 6)
+        )
         steps = interval * np.arange(_MOST_INTERVALS + 1, dtype=float)
         sequences, kv_tokens, brought = self._batch.survivors(steps, engine.lengths)
         # Those taken in during an interval were so in its middle.
         lag = steps[:-1] + interval / 2
         alive = np.exp(np.stack([each.log_survival(lag) for each in engine.lengths]))
         first_alive = float(self._share @ alive[:, 0])
-        places = _Places(line, len(engine.lengths))
+        places = Places(line, len(engine.lengths))
 
         peak, waste = rule.peak_tokens, rule.waste_tokens
         place = 0.0
@@ -213,38 +159,48 @@ class _Fluid:
             else:
                 opened_at = float(steps[b])
                 overdrawn.append(self._overdrawn(n, held, float(brought[b])))
-            if place >= wanted:
+            if place >= self._wanted:
                 break
+        return self._intake(places, steps, reached, seconds, overdrawn, n, held, 2 * by_memory > len(reached))
 
+    def _intake(
+        self,
+        places: Places,
+        steps: Floats,
+        reached: list[float],
+        seconds: list[float],
+        overdrawn: list[float],
+        n: float,
+        kv_tokens: float,
+        memory_bound: bool,
+    ) -> Intake:
+        """What the fluid came to, carried on to all that wait."""
+        line, engine = self._line, self._engine
         count = len(reached)
-        memory_bound = 2 * by_memory > count
         soon, late = self._dispersions(memory_bound)
         dispersion = late + (soon - late) * np.exp(-steps[:count] / self._residual)
-        n = float(sequences[count - 1])
-        per_step_s = (seconds[-1] - seconds[0]) / float(steps[count - 1])
-        if place < wanted:
-            far, far_s = self._behind_horizon(reached, seconds, wanted, per_step_s, n, memory_bound)
-            reached += far
-            seconds += far_s
-            overdrawn += [overdrawn[-1]] * len(far)
+        if reached[-1] < self._wanted:
+            step_s = (seconds[-1] - seconds[0]) / float(steps[count - 1])
+            far, far_s = self._behind_horizon(reached, seconds, step_s, n, memory_bound)
+            reached, seconds = reached + far, seconds + far_s
+            overdrawn = overdrawn + [overdrawn[-1]] * len(far)
             dispersion = np.append(dispersion, np.full(len(far), late))
-        prompts = self._prompts.tolist()
-        ends = np.append(np.cumsum(line.count), wanted)
+        ends = np.concatenate(([0.0], np.cumsum(line.count), [self._wanted]))
+        freed, needed = np.array(reached), ends
         if memory_bound:
-            freed = places.contexts(np.array(reached)) / self._size - np.array(overdrawn)
+            freed = places.contexts(freed) / self._size - np.array(overdrawn)
             needed = places.contexts(ends) / self._size
-        else:
-            freed, needed = np.array(reached), ends
+        prompts = self._prompts.tolist()
         return Intake(
-            at_once_s=np.array(burst.first_token_s),
+            at_once_s=np.array(self._burst.first_token_s),
             freed=np.maximum.accumulate(freed),
             seconds=np.array(seconds),
             dispersion=dispersion,
-            place=np.append(0.0, ends),
-            needed=np.append(0.0, needed),
-            step_s=engine.step_s(n, float(kv_tokens[count - 1])),
+            place=ends,
+            needed=needed,
+            step_s=engine.step_s(n, kv_tokens),
             sequences=n,
-            prompt_s=engine.slowness * sum(prefill_s(profile, p, n) for p in prompts) / len(prompts),
+            prompt_s=engine.slowness * sum(prefill_s(engine.profile, p, n) for p in prompts) / len(prompts),
         )
 
     def _overdrawn(self, sequences: float, kv_tokens: float, brought: float) -> float:
@@ -257,7 +213,6 @@ class _Fluid:
         self,
         reached: list[float],
         seconds: list[float],
-        wanted: float,
         step_s: float,
         n: float,
         memory_bound: bool,
@@ -285,7 +240,7 @@ class _Fluid:
         from_s = float(np.interp(settled, reached, seconds))
         at_settled, at_end = np.interp((settled, reached[-1]), ends, total)
         pace = (seconds[-1] - from_s) / float(at_end - at_settled) if at_end > at_settled else 1.0
-        far = np.linspace(reached[-1], wanted, _TAIL_POINTS + 1)[1:]
+        far = np.linspace(reached[-1], self._wanted, _TAIL_POINTS + 1)[1:]
         return far.tolist(), (seconds[-1] + pace * (np.interp(far, ends, total) - at_end)).tolist()
 
     def _dispersions(self, memory_bound: bool) -> tuple[float, float]:

@@ -55,23 +55,20 @@ def group_service(
     profile: ModelOnInstance,
     prompt_tokens: float,
     lengths: LengthStatistics,
-    done_tokens: float = 0.0,
     slowness: float = 1.0,
 ) -> GroupService:
     """What requests of that mean prompt take of an instance, when its batch is full.
 
     A running request seen at random has generated E[O²] / 2E[O] tokens (renewal theory), so a batch
-    holds prompt + that much KV per sequence. ``done_tokens`` were generated in earlier attempts and
-    are part of the context now. ``slowness``: the engine's seconds per second of its profile.
+    holds prompt + that much KV per sequence. ``slowness``: the engine's seconds per second of its profile.
     """
     mean = max(1.0, lengths.mean)
     kv_each = prompt_tokens + min(lengths.second_moment / (2 * mean), profile.max_model_len / 2)
     batch = max(1.0, min(profile.max_num_seqs, profile.kv_capacity_tokens / kv_each))
-    remaining = max(1.0, mean - done_tokens) if done_tokens else mean
     per_token_s = slowness * decode_step_s(profile, batch, batch * kv_each) / batch
     return GroupService(
         prefill_s=slowness * prefill_s(profile, prompt_tokens, batch),
-        decode_s=remaining * per_token_s,
+        decode_s=mean * per_token_s,
         decode_sd_s=lengths.variance**0.5 * per_token_s,
         batch=batch,
     )
@@ -162,8 +159,7 @@ class ServiceEstimator:
         token, and n / E[O] of them end and free p + O. What it holds drifts down by n·p / E[O], which new
         requests of p make up for, and has the variance n·E[(p + O)²] / E[O]; so in the long run it exceeds
         the level up to which it is filled by an exponential with mean E[(p + O)²] / 2p (heavy-traffic
-        limit of a reflected walk). Twice that is kept free: the engine then runs out, and has to compute
-        requests again, in about one step of seven.
+        limit of a reflected walk). Twice that is kept free.
         """
         count, total, total_squared = self._prompts.get(model, _PRIOR_PROMPTS)
         known = self._rules.get((model, capacity_tokens))

@@ -86,6 +86,9 @@ class EngineClock:
         self._steps_sum = 0.0
         """Sum of their ``steps``."""
         self._brought = 0
+        self._prefilled_at = 0.0
+        self._prompt_tokens = 0
+        """Tokens of prompts whose prefills ended together, when the last of them did."""
         self._preempted = 0
         """Of the decoding requests, those that lost their KV cache and wait inside the engine."""
 
@@ -158,7 +161,14 @@ class EngineClock:
         if restores(profile, item):
             self._prefilled(profile, tokens * profile.kv_restore_token_s)
         else:
-            self._prefilled(profile, prefill_s(profile, tokens, len(self.decoding)))
+            # Prompts that shared an iteration shared its base time.
+            shared = self._prompt_tokens if self._prefilled_at >= now else 0
+            beside = max(0, len(self.decoding) - 1) if shared else len(self.decoding)
+            seconds = prefill_s(profile, shared + tokens, beside)
+            if shared:
+                seconds -= prefill_s(profile, shared, beside)
+            self._prefilled(profile, seconds)
+            self._prefilled_at, self._prompt_tokens = now, shared + tokens
         entry = self.decoding[item.request.id] = Decoding(self, item)
         self._brought += entry.brought
         self._steps_sum += entry.steps

@@ -7,198 +7,202 @@ once, the wait for k departures is a gamma in k (one departure is not normal), a
 of lengths and speeds widens it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import erf, sqrt
-from statistics import NormalDist
+from collections.abc import Iterator, Mapping, Sequence
+from math import sqrt
 
 import numpy as np
 
-from qlm_sim.core.groups import RequestGroup
+from qlm_sim.core.forecast import Forecast, Wait
+from qlm_sim.core.groups import GroupKey, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.policy import Order, Standing
 from qlm_sim.core.types import ModelOnInstance
 from qlm_sim.estimator.engine import Batch, Engine, Line
 from qlm_sim.estimator.intake import Intake, intake
 from qlm_sim.estimator.lengths import LengthKind, kind_of
+from qlm_sim.estimator.line import LineForecast, Never, Visit
 from qlm_sim.estimator.service import ServiceEstimator
-from qlm_sim.estimator.steps import prefill_s, restores
+from qlm_sim.estimator.steps import restores
 
 SPEED_SPREAD = 0.01
 """Relative uncertainty of an engine's speed that no observation removes."""
-SINGLE_ENTRIES = 1024
+SINGLE_ENTRIES = 512
 """So many requests at the head of a queue are seen one by one, those behind them by group."""
 STALE_SHARE = 0.02
 """A forecast is made anew once this share of the asked wait has passed since."""
-
-_NORMAL = NormalDist()
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Seconds until the first token, from when it was asked.
-
-    Gamma in the room that has to come free, by departures, which ``_visit`` turns into time.
-    """
-
-    _visit: "_Visit"
-    _needed: float
-    """Room that must come free ..."""
-    _start: float
-    """... and has from the start: the difference is a gamma, 0 where nothing needs to depart."""
-    _spread: float
-    """Its standard deviation over its mean."""
-    _own_s: float
-    """What does not depend on departures."""
-    _own_sd_s: float
-
-    @property
-    def mean_s(self) -> float:
-        return max(0.0, self._visit.seconds_at(self._needed) + self._own_s)
-
-    def quantile(self, p: float) -> float:
-        """The wait that is not exceeded with probability ``p``, 0 < p < 1."""
-        z = _NORMAL.inv_cdf(p)
-        # Wilson and Hilferty: the cube root of a gamma is about normal.
-        ninth = self._spread**2 / 9
-        factor = max(0.0, 1 - ninth + z * sqrt(ninth)) ** 3
-        freed = self._start + (self._needed - self._start) * factor
-        return max(0.0, self._visit.seconds_at(freed) + self._own_s + z * self._own_sd_s)
-
-    def within(self, seconds: float) -> float:
-        """P(wait <= ``seconds``)."""
-        low, high = -8.0, 8.0
-        for _ in range(40):
-            z = (low + high) / 2
-            if self.quantile(min(max(_NORMAL.cdf(z), 1e-15), 1 - 1e-15)) <= seconds:
-                low = z
-            else:
-                high = z
-        return 0.5 + 0.5 * erf(low / sqrt(2))
-
-
-class _Visit:
-    """One model's stretch of a queue on an instance."""
-
-    def __init__(
-        self,
-        first: int,
-        start_s: float,
-        start_sd_s: float,
-        result: Intake,
-        unknown: float,
-        engine: Engine,
-    ) -> None:
-        self.first = first
-        """Requests ahead of it on the queue."""
-        self.start_s = start_s
-        self.start_sd_s = start_sd_s
-        self.intake = result
-        self.unknown = unknown
-        """Relative uncertainty of what is expected."""
-        self.engine = engine
-
-    def seconds_at(self, freed: float) -> float:
-        """By when so much room has come free for those that do not start at once."""
-        return self.start_s + float(np.interp(freed, self.intake.freed, self.intake.seconds))
-
-    def wait(self, ahead: int, prefill_tokens: float, elapsed_s: float) -> Wait:
-        result, engine = self.intake, self.engine
-        place = ahead - self.first + 1 - len(result.at_once_s)
-        start = float(result.freed[0])
-        if place <= 0:
-            at_s = float(result.at_once_s[place - 1])
-            sd_s = sqrt(self.start_sd_s**2 + (self.unknown * at_s) ** 2 + (0.3 * result.step_s) ** 2)
-            return Wait(self, start, start, 0.0, at_s - float(result.seconds[0]) - elapsed_s, sd_s)
-        needed = max(start, float(np.interp(place, result.place, result.needed)))
-        dispersion = float(np.interp(needed, result.freed, result.dispersion))
-        spread = sqrt(dispersion / max(needed - start, 1e-6) + self.unknown**2)
-        prompt_s = engine.slowness * prefill_s(engine.profile, prefill_tokens, result.sequences)
-        own_s = result.step_s + prompt_s - result.prompt_s
-        return Wait(self, needed, start, spread, own_s - elapsed_s, self.start_sd_s)
-
-    def admitted(self, seconds: float) -> float:
-        """How many of the queue should have been taken in after so many seconds."""
-        result = self.intake
-        seconds -= self.start_s
-        at_once = int(np.searchsorted(result.at_once_s, seconds, side="right"))
-        freed = np.interp(seconds, result.seconds, result.freed)
-        return self.first + at_once + float(np.interp(freed, result.needed, result.place))
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What is expected of one instance's queue."""
-
-    made_at: float
-    span_s: float
-    """Until the last in the queue has its first token."""
-    _visits: tuple[_Visit, ...]
-
-    def admitted(self, seconds: float) -> float:
-        """How many of the queue are expected to be on the engine after so many seconds."""
-        return self._visits[0].admitted(seconds)
-
-    def wait(self, ahead: int, prefill_tokens: float, now: float) -> Wait:
-        """The wait, from ``now``, of a request with so many ahead of it now.
-
-        Those on the engine that have no first token yet are ahead of it too.
-        """
-        elapsed_s = now - self.made_at
-        if elapsed_s > 0:
-            ahead += round(self.admitted(elapsed_s))
-        visit = next(visit for visit in reversed(self._visits) if visit.first <= ahead)
-        return visit.wait(ahead, prefill_tokens, elapsed_s)
+MOST_VISITS = 32
+"""Visits of models that are followed one by one."""
+MOST_ENGINES = 8
+"""Of the instances that serve one line, so many are forecast; they stand for all."""
+MOST_REACH = 2**62
+LONGEST_S = 1e7
+"""Longest wait in a shared line."""
 
 
 class WaitEstimator:
-    """Forecasts waits from the ledgers, the queues and what ``ServiceEstimator`` has learnt."""
+    """Forecasts waits from the ledgers, the lines and what ``ServiceEstimator`` has learnt.
 
-    def __init__(self, service: ServiceEstimator) -> None:
+    Implements core's Forecaster. A forecast of a line is kept for a small share of the waits asked for.
+    """
+
+    def __init__(self, service: ServiceEstimator, *, engines_by_deadline: bool = False) -> None:
+        """``engines_by_deadline``: what waits on an engine is served by deadline, not in order."""
         self._service = service
-        self._forecasts: dict[str, Forecast] = {}
+        self._by_deadline = engines_by_deadline
+        self._lines: dict[str, LineForecast] = {}
 
-    def wait_of(
-        self, item: Tracked, ledger: InstanceLedger, groups: Sequence[RequestGroup], now: float
+    def forecast(
+        self,
+        item: Tracked,
+        standing: Standing | None,
+        ledgers: Mapping[str, InstanceLedger],
+        order: Order,
+        now: float,
+    ) -> Forecast:
+        """The wait, from ``now``, for the first token of ``item``."""
+        model, tokens = item.request.model, float(item.context_tokens)
+        if standing is None:
+            ledger = ledgers[item.instance]
+            ahead = self._sent(ledger).index(item)
+            wait: Wait = self._line(ledger, item, ahead, order, now).wait(model, ahead, tokens, now)
+            return Forecast(now, ahead, wait, item.deadline)
+        serving = [ledgers[name] for name in standing.instances]
+        if not serving:
+            return Forecast(now, standing.ahead, Never(), item.deadline)
+        before = [self._sent_before(ledger, item) for ledger in serving]
+        position = standing.ahead + sum(before)
+        if len(serving) == 1:
+            wait = self._line(serving[0], item, position, order, now).wait(model, position, tokens, now)
+        else:
+            wait = self._shared(serving, before, standing.ahead, item, order, now)
+        return Forecast(now, position, wait, item.deadline)
+
+    def started(self, item: Tracked, now: float) -> None:
+        """``item`` has its first token."""
+
+    def _shared(
+        self,
+        serving: Sequence[InstanceLedger],
+        before: Sequence[int],
+        ahead: int,
+        item: Tracked,
+        order: Order,
+        now: float,
     ) -> Wait:
-        """The wait, from ``now``, for the first token of ``item``.
+        """The wait in a line whose next request goes to whichever instance has room first."""
+        # Of many instances some stand for all: those with most room, then others, so that each has its part.
+        ranked = sorted(range(len(serving)), key=lambda i: (before[i], len(serving[i].running), i))
+        chosen = ranked[:: max(1, len(ranked) // MOST_ENGINES)][:MOST_ENGINES]
+        weight = len(serving) / len(chosen)
+        lines = [
+            self._line(serving[i], item, before[i] + int(ahead / len(serving)), order, now) for i in chosen
+        ]
+        elapsed = [now - line.made_at for line in lines]
+        done = [line.admitted(past) for line, past in zip(lines, elapsed, strict=True)]
 
-        It stands in one of ``groups``, the instance's queue in serving order, or is on the engine without
-        a first token. A forecast is kept for a small share of the wait that is asked for.
-        """
-        ahead = _ahead(item, ledger, groups)
-        tokens = float(item.context_tokens)
-        forecast = self._forecasts.get(ledger.id)
-        if forecast is not None:
-            wait = forecast.wait(ahead, tokens, now)
-            if now - forecast.made_at <= STALE_SHARE * min(wait.mean_s, forecast.span_s):
-                return wait
-        forecast = self._forecasts[ledger.id] = self.forecast(ledger, groups, now)
-        return forecast.wait(ahead, tokens, now)
+        def taken(seconds: float) -> list[float]:
+            """Of the line, what each has taken after so many seconds: all that it has less its own."""
+            return [
+                max(0.0, line.admitted(past + seconds) - gone - before[i])
+                for line, past, gone, i in zip(lines, elapsed, done, chosen, strict=True)
+            ]
 
-    def forecast(self, ledger: InstanceLedger, groups: Sequence[RequestGroup], now: float) -> Forecast:
+        low, high = 0.0, 1.0
+        while weight * sum(taken(high)) < ahead and high < LONGEST_S:
+            low, high = high, 2 * high
+        for _ in range(30):
+            middle = (low + high) / 2
+            if weight * sum(taken(middle)) < ahead:
+                low = middle
+            else:
+                high = middle
+        parts = [share + before[i] for share, i in zip(taken(high), chosen, strict=True)]
+        waits = [
+            line.wait(item.request.model, part, float(item.context_tokens), now, max(1.0, ahead / (part + 1)))
+            for line, part in zip(lines, parts, strict=True)
+        ]
+        return min(waits, key=lambda wait: wait.mean_s)
+
+    def _line(
+        self, ledger: InstanceLedger, item: Tracked, ahead: int, order: Order, now: float
+    ) -> LineForecast:
+        """The forecast of the line of ``ledger``, with ``item`` in it, so many requests being before."""
+        model = item.request.model
+        line = self._lines.get(ledger.id)
+        if line is not None and line.tells_of(model, ahead):
+            mean_s = line.wait(model, ahead, float(item.context_tokens), now).mean_s
+            if now - line.made_at <= STALE_SHARE * min(mean_s, line.span_s):
+                return line
+        groups = order(ledger, now)
+        if groups or self._sent(ledger):
+            line = self._lines[ledger.id] = self.line(ledger, groups, now)
+            if line.tells_of(model, ahead):
+                return line
+        # It is not of the line, nor is any of its model: a visit of its own.
+        own = RequestGroup(-1, GroupKey(model, item.request.slo_class, band=0), 1)
+        own.items.append(item)
+        own.context_tokens = item.context_tokens
+        position, counted = 0, self._sent_before(ledger, item)
+        while position < len(groups) and counted < ahead:
+            counted += len(groups[position])
+            position += 1
+        return self.line(ledger, [*groups[:position], own, *groups[position:]], now)
+
+    def _sent(self, ledger: InstanceLedger) -> list[Tracked]:
+        """What the engine has without having given a first token, in the order in which it will."""
+        if not ledger.prefilling_tokens or ledger.next_model != ledger.model:
+            return []
+        sent = [
+            item
+            for item in ledger.running.values()
+            if item.first_token_at is None and item.state is State.RUNNING
+        ]
+        if self._by_deadline:
+            sent.sort(key=lambda item: item.deadline)
+        return sent
+
+    def _sent_before(self, ledger: InstanceLedger, item: Tracked) -> int:
+        """Of those, how many will be served before ``item``, which is not among them."""
+        sent = self._sent(ledger)
+        if self._by_deadline:
+            return sum(other.deadline <= item.deadline for other in sent)
+        return len(sent)
+
+    def line(self, ledger: InstanceLedger, groups: Sequence[RequestGroup], now: float) -> LineForecast:
         """What is expected of the instance, if it serves ``groups`` in that order. Something waits."""
-        visits: list[_Visit] = []
+        visits: list[Visit] = []
         first = 0
         start_s = start_sd_s = 0.0
         if ledger.swapping_to is not None:
             start_s = max(0.0, ledger.ready_at - now)
         elif ledger.leaving_for is not None:
             start_s = ledger.swap_s(ledger.leaving_for)
-        sent = _sent(ledger) if ledger.next_model == ledger.model else []
+        sent = self._sent(ledger)
+        requests = len(sent) + sum(map(len, groups))
         for number, (model, stretch) in enumerate(_stretches(ledger.next_model, groups)):
-            if number:
-                if visits:
-                    last = visits[-1].wait(first - 1, 1.0, 0.0)
-                    start_s, start_sd_s = last.mean_s, last.quantile(0.84) - last.quantile(0.5)
+            if visits:
+                last = visits[-1].wait(first - 1, 1.0, 0.0)
+                start_s, start_sd_s = last.mean_s, last.quantile(0.84) - last.quantile(0.5)
+                if len(visits) == MOST_VISITS:
+                    break
+            if number or model != ledger.next_model:
                 start_s += ledger.swap_s(model)
                 sent = []
             if sent or stretch:
                 running = list(ledger.running.values()) if not number and model == ledger.model else []
                 result, unknown, engine = self._intake(ledger, model, running, sent, stretch)
-                visits.append(_Visit(first, start_s, start_sd_s, result, unknown, engine))
-                first += len(sent) + sum(len(group) for group in stretch)
-        return Forecast(now, visits[-1].wait(first - 1, 1.0, 0.0).mean_s, tuple(visits))
+                visits.append(Visit(model, first, start_s, start_sd_s, result, unknown, engine))
+                first += len(sent) + sum(map(len, stretch))
+        last = visits[-1].wait(first - 1, 1.0, 0.0)
+        beyond = first < requests
+        return LineForecast(
+            made_at=now,
+            reach=MOST_REACH if beyond else visits[-1].reach,
+            span_s=last.mean_s * requests / first,
+            beyond=first if beyond else MOST_REACH,
+            _visits=tuple(visits),
+        )
 
     def _intake(
         self,
@@ -275,28 +279,6 @@ def _line(
         np.array(count, dtype=float),
         len(sent),
     )
-
-
-def _sent(ledger: InstanceLedger) -> list[Tracked]:
-    """What the engine has without having given a first token, in order."""
-    return [
-        item
-        for item in ledger.running.values()
-        if item.first_token_at is None and item.state is State.RUNNING
-    ]
-
-
-def _ahead(item: Tracked, ledger: InstanceLedger, groups: Sequence[RequestGroup]) -> int:
-    """How many requests without a first token are served before ``item``."""
-    sent = _sent(ledger) if ledger.prefilling_tokens else []
-    if item.group is None:
-        return sent.index(item)
-    ahead = len(sent)
-    for group in groups:
-        if group is item.group:
-            return ahead + (len(group) - 1 if group.items[-1] is item else group.items.index(item))
-        ahead += len(group)
-    raise AssertionError(f"{item!r} stands in none of the groups")
 
 
 def _stretches(model: str | None, groups: Sequence[RequestGroup]) -> Iterator[tuple[str, list[RequestGroup]]]:

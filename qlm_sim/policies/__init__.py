@@ -8,6 +8,7 @@ from qlm_sim.core.policy import Policy
 from qlm_sim.core.types import InstanceSpec, Lso
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.estimator.untaught import Untaught
+from qlm_sim.estimator.wait import WaitEstimator
 from qlm_sim.policies import central
 from qlm_sim.policies.qlm import QlmPolicy
 from qlm_sim.policies.shepherd import ShepherdPolicy
@@ -26,6 +27,8 @@ class SchedulerSettings:
     """Least seconds between two global plans."""
     without: frozenset[Lso] = frozenset()
     """Serving operations that are not to be used."""
+    forecasts: bool = False
+    """Waits will be asked for: what they rest on is learnt under policies too that do not need it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,10 @@ class PolicyEntry:
     """Whether it asks, in the course of a run, what its estimator has learnt."""
 
 
-def _central(name: str, summary: str, rank: central.RankFunction) -> PolicyEntry:
-    return PolicyEntry(summary, lambda estimator, settings: central.CentralPolicy(name, rank))
+def _central(
+    name: str, summary: str, rank: central.RankFunction, hold: central.HoldFunction = central.never
+) -> PolicyEntry:
+    return PolicyEntry(summary, lambda estimator, settings: central.CentralPolicy(name, rank, hold))
 
 
 POLICIES: dict[str, PolicyEntry] = {
@@ -64,6 +69,7 @@ POLICIES: dict[str, PolicyEntry] = {
         "flow-control",
         "strict bands by SLO, held back while an engine is saturated (llm-d)",
         central.flow_control,
+        central.saturated,
     ),
     "edf": _central("edf", "earliest deadline first over the whole cluster", central.edf),
     "edf-batched": _central(
@@ -93,6 +99,7 @@ def make_core(policy: str, instances: Sequence[InstanceSpec], settings: Schedule
     return QueueManager(
         instances,
         entry.make(estimator, settings),
-        estimator if entry.learns else Untaught(),
+        estimator if entry.learns or settings.forecasts else Untaught(),
+        WaitEstimator(estimator, engines_by_deadline=entry.engine_scheduling == "priority"),
         frozenset(Lso) - settings.without,
     )

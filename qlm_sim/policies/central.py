@@ -13,10 +13,15 @@ from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
+from qlm_sim.core.policy import Standing
+from qlm_sim.core.types import Request
+from qlm_sim.policies.lines import count_before, in_order
 
 Rank = tuple[float, ...]
 RankFunction = Callable[[Tracked, InstanceLedger, float], Rank | None]
-"""(head of a group, instance, now) to its rank there; None: not to be served there now."""
+"""(request, instance, now) to its rank there; None: not to be served there. Ascends inside a group."""
+HoldFunction = Callable[[InstanceLedger], bool]
+"""Whether the instance is to take nothing now."""
 
 STARVATION_S = 60.0
 """Seconds that a model may stay loaded while a request for another one waits as long (``collate``)."""
@@ -46,11 +51,18 @@ def collate(head: Tracked, ledger: InstanceLedger, now: float) -> Rank:
 
 
 def flow_control(head: Tracked, ledger: InstanceLedger, now: float) -> Rank | None:
-    """Strict bands by SLO, tightest first, oldest first inside; nothing for a saturated engine."""
-    report = ledger.reported
-    if report is not None and ledger.running and report.kv_utilization >= SATURATED_KV:
-        return None
+    """Strict bands by SLO, tightest first, oldest first inside."""
     return head.request.slo_s, head.request.arrived_at
+
+
+def saturated(ledger: InstanceLedger) -> bool:
+    """Whether ``flow_control`` holds requests back."""
+    report = ledger.reported
+    return report is not None and bool(ledger.running) and report.kv_utilization >= SATURATED_KV
+
+
+def never(ledger: InstanceLedger) -> bool:
+    return False
 
 
 def static(head: Tracked, ledger: InstanceLedger, now: float) -> Rank | None:
@@ -65,9 +77,10 @@ class CentralPolicy:
     evicts_to_swap = False
     wake_at = float("inf")
 
-    def __init__(self, name: str, rank: RankFunction) -> None:
+    def __init__(self, name: str, rank: RankFunction, hold: HoldFunction = never) -> None:
         self.name = name
         self._rank = rank
+        self._hold = hold
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
         self._table = GroupTable()
@@ -75,12 +88,6 @@ class CentralPolicy:
         for ledger in ledgers.values():
             for model in ledger.spec.models:
                 self._capable.setdefault(model, []).append(ledger)
-
-    def queue(self, instance: str) -> Sequence[RequestGroup]:
-        """What may be served there, oldest first."""
-        groups = self._table.groups.values()
-        mine = [g for g in groups if any(ledger.id == instance for ledger in self._capable[g.key.model])]
-        return sorted(mine, key=lambda group: (group.head.request.arrived_at, group.id))
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
         request = item.request
@@ -97,6 +104,8 @@ class CentralPolicy:
         pass
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        if self._hold(ledger):
+            return None
         ours: tuple[Rank, int, RequestGroup] | None = None
         others: tuple[Rank, int, RequestGroup] | None = None
         for group in self._table.groups.values():
@@ -125,6 +134,34 @@ class CentralPolicy:
 
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         return ()
+
+    def order(self, ledger: InstanceLedger, now: float) -> Sequence[RequestGroup]:
+        """Takes time linear in what waits."""
+        return in_order(self._line(ledger, now), lambda item: self._rank(item, ledger, now))
+
+    def standing(self, item: Tracked, now: float) -> Standing:
+        capable = self._capable[item.request.model]
+        serving = [i for i in capable if i.next_model == item.request.model] or capable
+        serving = [i for i in serving if self._rank(item, i, now) is not None]
+        if not serving:
+            return Standing((), 0)
+        ledger = serving[0]
+        line = self._line(ledger, now)
+        ahead = count_before(line, item, lambda other: self._rank(other, ledger, now))
+        return Standing(tuple(i.id for i in serving), ahead)
+
+    def standing_of_new(self, request: Request, now: float) -> Standing:
+        return self.standing(Tracked(request), now)
+
+    def _line(self, ledger: InstanceLedger, now: float) -> list[RequestGroup]:
+        """What the instance serves, if it has nothing else to do."""
+        return [
+            group
+            for group in self._table.groups.values()
+            if group.key.model in ledger.spec.models
+            and (group.key.model == ledger.model or not self._served_elsewhere(group.key.model, ledger))
+            and self._rank(group.head, ledger, now) is not None
+        ]
 
     def replan(self, now: float) -> Replan | None:
         return None

@@ -16,7 +16,10 @@ from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State, Tracked
 from qlm_sim.core.lso import fits
 from qlm_sim.core.plan import GroupService, Plan, PlanProblem
+from qlm_sim.core.policy import Standing
+from qlm_sim.core.types import Request
 from qlm_sim.estimator.service import ServiceEstimator
+from qlm_sim.policies.lines import count_ahead
 from qlm_sim.policies.snapshot import SnapshotTaker, best_visit
 from qlm_sim.solver.search import insertion
 
@@ -90,16 +93,40 @@ class QlmPolicy:
 
     # What waits
 
-    def queue(self, instance: str) -> Sequence[RequestGroup]:
-        """The virtual queue of an instance, in serving order as far as is planned."""
-        return self._queues[instance]
+    def order(self, ledger: InstanceLedger, now: float) -> Sequence[RequestGroup]:
+        """The instance's virtual queue; the loaded model's groups first, until it may leave its model."""
+        queue = self._queues[ledger.id]
+        model = ledger.next_model
+        if not queue or queue[0].key.model == model or now >= self._stay_until(ledger):
+            return queue
+        return sorted(queue, key=lambda group: group.key.model != model)
+
+    def standing(self, item: Tracked, now: float) -> Standing:
+        assert item.group is not None, f"{item!r} waits in no group"
+        name = item.group.instance
+        return Standing((name,), count_ahead(self.order(self._ledgers[name], now), item))
+
+    def standing_of_new(self, request: Request, now: float) -> Standing:
+        item = Tracked(request)
+        key = self._key(item)
+        group = self._table.open_group(key)
+        if group is not None:
+            return self.standing(group.items[-1], now).behind()
+        group = RequestGroup(-1, key, 1)
+        group.items.append(item)
+        group.context_tokens = item.context_tokens
+        name, position = self._spot(group, now)
+        return Standing((name,), sum(map(len, self._queues[name][:position])))
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
-        request = item.request
-        key = GroupKey(request.model, request.slo_class, prompt_band(request.prompt_tokens), item.served)
-        home = self._join(item, key, now).instance
-        helper = self._helper(request.model, home)
+        home = self._join(item, self._key(item), now).instance
+        helper = self._helper(item.request.model, home)
         return (home, helper) if helper is not None else (home,)
+
+    @staticmethod
+    def _key(item: Tracked) -> GroupKey:
+        request = item.request
+        return GroupKey(request.model, request.slo_class, prompt_band(request.prompt_tokens), item.served)
 
     def _helper(self, model: str, home: str) -> str | None:
         """Another instance that has the model loaded and nothing to serve."""
@@ -144,24 +171,26 @@ class QlmPolicy:
             same = [p for p, other in enumerate(queue) if other.key.model == model]
             queue.insert(same[-1] + 1 if same else len(queue), group)
             return
-        capable = self._capable[model]
+        name, position = self._spot(group, now)
+        group.instance = name
+        self._queues[name].insert(position, group)
+
+    def _spot(self, group: RequestGroup, now: float) -> tuple[str, int]:
+        """The instance and the position in its queue where a new group is best placed."""
+        model = group.key.model
         best = None
         least = _NEVER
-        for ledger in capable:
+        for ledger in self._capable[model]:
             if ledger.next_model == ledger.model == model and not self._queues[ledger.id]:
                 load = len(ledger.running) / ledger.spec.models[model].max_num_seqs
                 if load < least and fits(ledger, group.head, self._estimator, now):
                     best, least = ledger, load
         if best is not None:
-            group.instance = best.id
-            self._queues[best.id].append(group)
-            return
+            return best.id, 0
         near = self._least_queued(model)
         seen = {ledger.id: [self._snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in near}
         states = [self._snapshot.instance(ledger, now) for ledger in near]
-        name, position = insertion(states, seen, self._snapshot.group(group, now))
-        group.instance = name
-        self._queues[name].insert(position, group)
+        return insertion(states, seen, self._snapshot.group(group, now))
 
     def _least_queued(self, model: str) -> Sequence[InstanceLedger]:
         """Instances to place a group of the model on: the least queued ones, of like ones who have it."""

@@ -20,8 +20,11 @@ from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
+from qlm_sim.core.policy import Standing
+from qlm_sim.core.types import Request
 from qlm_sim.estimator.service import ServiceEstimator, group_service
 from qlm_sim.estimator.steps import decode_step_s, prefill_s
+from qlm_sim.policies.lines import count_before, in_order
 from qlm_sim.solver.herd import assign_models
 
 LAMBDA = 3.03
@@ -120,6 +123,40 @@ class ShepherdPolicy:
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         return ()
 
+    def order(self, ledger: InstanceLedger, now: float) -> Sequence[RequestGroup]:
+        """The loaded model's requests, then the models of which most wait. Time linear in what waits."""
+        line: list[RequestGroup] = []
+        for model in self._models_in_turn(ledger):
+            line += in_order(self._of_model(model), lambda item: _item_urgency(item, now))
+        return line
+
+    def standing(self, item: Tracked, now: float) -> Standing:
+        model = item.request.model
+        serving = [i for i in self._ledgers.values() if model in self._plan[i.id]]
+        if not serving:
+            # The next plan gives the model an instance.
+            serving = [i for i in self._ledgers.values() if model in i.spec.models]
+        serving = [i for i in serving if i.next_model == model] or serving
+        ahead = count_before(self._of_model(model), item, lambda other: _item_urgency(other, now))
+        for other in self._models_in_turn(serving[0]):
+            if other == model:
+                break
+            ahead += sum(map(len, self._of_model(other)))
+        return Standing(tuple(i.id for i in serving), ahead)
+
+    def standing_of_new(self, request: Request, now: float) -> Standing:
+        return self.standing(Tracked(request), now)
+
+    def _of_model(self, model: str) -> list[RequestGroup]:
+        return [group for group in self._table.groups.values() if group.key.model == model]
+
+    def _models_in_turn(self, ledger: InstanceLedger) -> list[str]:
+        waiting: Counter[str] = Counter()
+        for group in self._table.groups.values():
+            waiting[group.key.model] += len(group)
+        mine = [model for model in waiting if model in self._plan[ledger.id]]
+        return sorted(mine, key=lambda model: (model != ledger.next_model, -waiting[model], model))
+
     def replan(self, now: float) -> Replan | None:
         return None
 
@@ -155,3 +192,9 @@ class ShepherdPolicy:
 def _urgency(group: RequestGroup, now: float) -> tuple[bool, float, int]:
     """Those that can still be met first, by deadline."""
     return group.first_deadline < now, group.first_deadline, group.id
+
+
+def _item_urgency(item: Tracked, now: float) -> tuple[bool, float]:
+    """As ``_urgency`` of its group, if it leads the group in its turn."""
+    first = item if item.group is None else item.group.head
+    return first.deadline < now, item.deadline

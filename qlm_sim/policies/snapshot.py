@@ -57,7 +57,8 @@ class SnapshotTaker:
             profile = spec.models.get(key.model)
             if profile is None:
                 continue
-            service = group_service(profile, context, lengths)
+            slowness = self._estimator.slowness(self._ledgers[kind], key.model)
+            service = group_service(profile, context, lengths, slowness=slowness)
             if key.served and keeps_kv(profile):
                 service = replace(service, prefill_s=context * profile.kv_restore_token_s)
             services[kind] = service

@@ -11,10 +11,14 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from qlm_sim.core.actions import Replan
+from qlm_sim.core.groups import RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
+from qlm_sim.core.policy import Standing
+from qlm_sim.core.types import Request
 from qlm_sim.estimator.service import ServiceEstimator, group_service
+from qlm_sim.policies.lines import stretches
 
 TYPICAL_PROMPT_TOKENS = 256
 """Prompt length at which instances are compared; only the ratios between them matter."""
@@ -75,18 +79,22 @@ class VllmPolicy:
             self._stale[ledger.id] = ledger
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
-        model = item.request.model
+        chosen, charge_s = self._route(item.request.model)
+        item.instance = chosen
+        self._charges[item.request.id] = charge_s
+        self._queues[chosen].append(item)
+        self._queued_s[chosen] += charge_s
+        self._stale[chosen] = self._ledgers[chosen]
+        return (chosen,)
+
+    def _route(self, model: str) -> tuple[str, float]:
+        """The instance where a request of the model would wait least, and the seconds that it adds there."""
         for ledger in self._stale.values():
             self._refresh(ledger)
         self._stale.clear()
         route = self._routes[model]
         place = route.wait_s.index(min(route.wait_s))
-        chosen = item.instance = route.instances[place]
-        charge_s = self._charges[item.request.id] = route.added_s[place]
-        self._queues[chosen].append(item)
-        self._queued_s[chosen] += charge_s
-        self._stale[chosen] = self._ledgers[chosen]
-        return (chosen,)
+        return route.instances[place], route.added_s[place]
 
     def _refresh(self, ledger: InstanceLedger) -> None:
         """Compute anew what a request of each model would wait for on the instance."""
@@ -125,6 +133,16 @@ class VllmPolicy:
 
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         return ()
+
+    def order(self, ledger: InstanceLedger, now: float) -> Sequence[RequestGroup]:
+        return stretches(self._queues[ledger.id])
+
+    def standing(self, item: Tracked, now: float) -> Standing:
+        return Standing((item.instance,), self._queues[item.instance].index(item))
+
+    def standing_of_new(self, request: Request, now: float) -> Standing:
+        instance, _ = self._route(request.model)
+        return Standing((instance,), len(self._queues[instance]))
 
     def replan(self, now: float) -> Replan | None:
         return None

@@ -8,10 +8,12 @@ import pytest
 from qlm_sim.core.groups import GroupKey, GroupTable
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.policy import Standing
 from qlm_sim.estimator.lengths import LengthKind
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.estimator.steps import decode_step_s, prefill_s
 from qlm_sim.estimator.wait import SPEED_SPREAD, WaitEstimator
+from qlm_sim.policies.lines import count_ahead, stretches
 
 MEAN = 200
 
@@ -40,12 +42,12 @@ class Scene:
         self.service.lengths = lengths
         for i in range(running + sent):
             item = Tracked(make_request(f"run{i}-{id(self)}"))
-            item.state = State.RUNNING
+            item.state, item.instance = State.RUNNING, spec.id
             self.ledger.pulled(item)
             if i < running:
                 self.service.first_token(self.ledger, item, 0.0)
                 self.ledger.began_decoding(item, 0.0)
-        table = GroupTable()
+        table = self.table = GroupTable()
         self.items = [
             Tracked(make_request(f"q{i}", model=models[i * len(models) // waiting])) for i in range(waiting)
         ]
@@ -54,9 +56,20 @@ class Scene:
         self.groups = list(table.groups.values())
         self.estimator = WaitEstimator(self.service)
 
+    def line(self, now=0.0):
+        return self.estimator.line(self.ledger, self.groups, now)
+
     def waits(self, now=0.0):
-        forecast = self.estimator.forecast(self.ledger, self.groups, now)
-        return [forecast.wait(i, 100, now) for i in range(len(self.items))]
+        line = self.line(now)
+        return [line.wait(item.request.model, i, 100, now) for i, item in enumerate(self.items)]
+
+    def forecast(self, item, now=0.0):
+        standing = None
+        if item.state is State.WAITING:
+            standing = Standing((self.ledger.id,), count_ahead(self.groups, item))
+        return self.estimator.forecast(
+            item, standing, {self.ledger.id: self.ledger}, lambda ledger, now: self.groups, now
+        )
 
     def clear(self):
         """The batch must leave no trace in the lengths that the tests share."""
@@ -177,18 +190,29 @@ def test_what_has_run_long_is_known_to_leave_by_its_cap(make_scene, make_request
 def test_a_forecast_ages_by_the_time_that_passed(make_scene):
     """A request that nobody overtakes waits one second less when one second has passed."""
     scene = full_batch(make_scene)
-    forecast = scene.estimator.forecast(scene.ledger, scene.groups, 0.0)
-    first = forecast.wait(150, 100, 0.0)
-    admitted = round(forecast.admitted(2.0))
-    assert forecast.wait(150 - admitted, 100, 2.0).mean_s == pytest.approx(first.mean_s - 2.0, abs=0.2)
+    line = scene.line()
+    first = line.wait("a", 150, 100, 0.0)
+    admitted = round(line.admitted(2.0))
+    assert line.wait("a", 150 - admitted, 100, 2.0).mean_s == pytest.approx(first.mean_s - 2.0, abs=0.2)
 
 
 def test_requests_on_the_engine_come_before_the_queue(make_scene):
     scene = make_scene(running=2, sent=3, waiting=1, kv_capacity_tokens=10**6, max_num_seqs=64)
-    item = scene.items[0]
-    wait = scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.0)
-    sent = list(scene.ledger.running.values())[2]
-    assert scene.estimator.wait_of(sent, scene.ledger, scene.groups, 0.0).mean_s <= wait.mean_s
+    last = scene.forecast(scene.items[0])
+    sent = [scene.forecast(item) for item in list(scene.ledger.running.values())[2:]]
+    assert [forecast.position for forecast in (*sent, last)] == [0, 1, 2, 3]
+    means = [forecast.mean_s for forecast in (*sent, last)]
+    assert means == sorted(means)
+
+
+def test_where_engines_go_by_deadline_so_do_forecasts(make_scene):
+    scene = make_scene(running=2, sent=3, waiting=1, kv_capacity_tokens=10**6, max_num_seqs=64)
+    scene.estimator = WaitEstimator(scene.service, engines_by_deadline=True)
+    sent = list(scene.ledger.running.values())[2:]
+    sent[2].deadline = -1.0
+    assert [scene.forecast(item).position for item in sent] == [1, 2, 0]
+    scene.items[0].deadline = 0.5
+    assert scene.forecast(scene.items[0]).position == 1
 
 
 def test_another_model_waits_for_the_first_and_the_swap(make_scene):
@@ -201,14 +225,42 @@ def test_another_model_waits_for_the_first_and_the_swap(make_scene):
 def test_an_aged_forecast_is_made_anew_and_a_fresh_one_kept(make_scene):
     scene = full_batch(make_scene)
     item = scene.items[150]
-    first = scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.0)
-    kept = scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.1)
+    first = scene.forecast(item)
+    kept = scene.forecast(item, 0.1)
     assert kept.mean_s == pytest.approx(first.mean_s, rel=0.02)
     made = []
-    scene.estimator.forecast = lambda *args: (
-        made.append(args) or WaitEstimator.forecast(scene.estimator, *args)
-    )
-    scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.2)
+    scene.estimator.line = lambda *args: made.append(args) or WaitEstimator.line(scene.estimator, *args)
+    scene.forecast(item, 0.2)
     assert not made
-    scene.estimator.wait_of(item, scene.ledger, scene.groups, 0.5 * first.mean_s)
+    scene.forecast(item, 0.5 * first.mean_s)
     assert len(made) == 1
+
+
+def test_a_queue_that_outgrew_its_forecast_gets_a_new_one(make_scene, make_request):
+    """A thousand arrivals in one moment: the last is not told the wait of the first."""
+    scene = full_batch(make_scene, waiting=1)
+    first = scene.forecast(scene.items[0]).mean_s
+    waits = []
+    for i in range(1000):
+        item = Tracked(make_request(f"late{i}"))
+        scene.table.join(item, GroupKey("a", "interactive", 0), 64)
+        scene.groups = list(scene.table.groups.values())
+        waits.append(scene.forecast(item).mean_s)
+    fresh = scene.line().wait("a", 1000, 100, 0.0)
+    assert waits[-1] == pytest.approx(fresh.mean_s, rel=0.05)
+    assert waits[-1] > 100 * first
+
+
+def test_where_models_alternate_visits_behind_the_followed_ones_are_as_long(make_scene):
+    """Fifty pairs of models, one request each: every one waits for a swap more."""
+    scene = make_scene(running=0, waiting=100, models=("a", "b") * 50, swap_in_s=5.0)
+    scene.groups = stretches(scene.items)
+    waits = scene.waits()
+    for i in (20, 31, 60, 99):
+        assert waits[i].mean_s == pytest.approx(5.0 * i, rel=0.15)
+        assert waits[i].quantile(0.1) <= waits[i].mean_s <= waits[i].quantile(0.9)
+
+
+def test_an_empty_instance_loads_the_model_first(make_scene):
+    scene = make_scene(running=0, waiting=1, resident=None, swap_in_s=5.0)
+    assert scene.waits()[0].mean_s > 5.0
