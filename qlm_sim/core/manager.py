@@ -98,7 +98,8 @@ class QueueManager:
         """The wait, from ``now``, for the first token of a request that arrived.
 
         None where there is no such request, or where it has its first token already. Read
-        ``position``, ``mean_s``, ``median_s``, ``quantile(p)`` and ``p_slo_met`` of the answer. Takes
+        ``position``, ``mean_s``, ``median_s``, ``quantile(p)`` and ``p_slo_met`` of the answer. Make the core
+        with ``SchedulerSettings(forecasts=True)``, or some policies' cores learn nothing. Takes
         microseconds while the last forecast of the line is fresh, and some milliseconds to make a new one.
         """
         item = self.requests.get(request_id)

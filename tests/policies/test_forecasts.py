@@ -9,7 +9,7 @@ every_policy = pytest.mark.parametrize("policy", list(POLICIES))
 
 
 def core_of(policy, instances, requests, now=0.0):
-    core = make_core(policy, instances, SchedulerSettings())
+    core = make_core(policy, instances, SchedulerSettings(forecasts=True))
     core.handle(now, [RequestArrived(request) for request in requests])
     return core
 
@@ -77,7 +77,7 @@ def test_a_new_request_is_told_what_it_is_told_once_it_has_come(policy, make_ins
 def test_asking_changes_no_decision(policy, make_instance, make_request):
     def run(ask):
         instances = [make_instance("i0", ("a", "b")), make_instance("i1", ("a", "b"), resident="b")]
-        core = make_core(policy, instances, SchedulerSettings())
+        core = make_core(policy, instances, SchedulerSettings(forecasts=True))
         actions = []
         for i in range(60):
             now = 0.05 * i
