@@ -31,6 +31,10 @@ class DeadlineIndex:
             heap[:] = [(self._groups[id_].first_deadline, id_) for id_ in sorted(alive)]
             heapify(heap)
 
+    def __len__(self) -> int:
+        """Entries kept, those out of date included."""
+        return len(self._heap)
+
     def earliest(self) -> RequestGroup | None:
         """The group with the earliest first deadline, the oldest of equals."""
         heap, groups = self._heap, self._groups
@@ -68,6 +72,10 @@ class Alarms:
         if len(heap) > 2 * len(self._at) + 64:
             heap[:] = [(at, name) for name, at in self._at.items()]
             heapify(heap)
+
+    def __len__(self) -> int:
+        """Entries kept, those out of date included."""
+        return len(self._heap)
 
     @property
     def next_at(self) -> float:

@@ -74,28 +74,28 @@ class RequestGroup:
 
 
 class GroupTable:
-    """Every group that has something waiting. Joining and leaving are constant time."""
+    """Every group that has something waiting. Joining a group, and leaving it in turn, are constant time."""
 
     def __init__(self) -> None:
         self.groups: dict[int, RequestGroup] = {}
+        self.waiting: dict[GroupKey, int] = {}
+        """How many requests of each key wait; keys of which none does may be absent."""
         self._open: dict[GroupKey, RequestGroup] = {}
         self._next_id = 0
 
     def join(self, item: Tracked, key: GroupKey, limit: int) -> tuple[RequestGroup, bool]:
         """Put ``item`` at the end of the open group of its key; True if that group is new.
 
-        A group takes at most ``limit`` requests over its life, then it is closed.
+        A new group is closed once so many as ``limit`` wait in it.
         """
         group = self._open.get(key)
         new = group is None
         if group is None:
-            group = RequestGroup(self._next_id, key, limit)
-            self._next_id += 1
-            self.groups[group.id] = group
-            self._open[key] = group
+            group = self._open[key] = self._new(key, limit)
         group.items.append(item)
         group.context_tokens += item.context_tokens
         item.group = group
+        self.waiting[key] = self.waiting.get(key, 0) + 1
         if len(group.items) >= group.limit:
             del self._open[key]
         return group, new
@@ -114,8 +114,58 @@ class GroupTable:
             group.items.remove(item)
         group.context_tokens -= item.context_tokens
         item.group = None
+        key = group.key
+        left = self.waiting[key] - 1
+        if left:
+            self.waiting[key] = left
+        else:
+            del self.waiting[key]
         if not group.items:
-            del self.groups[group.id]
-            if self._open.get(group.key) is group:
-                del self._open[group.key]
+            self._drop(group)
         return group
+
+    def split(self, group: RequestGroup, limit: int) -> RequestGroup:
+        """Leave the first ``limit`` in ``group``. Returns a new group of the others, which is closed if
+        ``group`` is, and stands on the same instance."""
+        key = group.key
+        rest = self._new(key, limit)
+        rest.instance = group.instance
+        keep = len(group.items) - limit
+        moved = [group.items.pop() for _ in range(keep)]
+        moved.reverse()
+        for item in moved:
+            item.group = rest
+        rest.items.extend(moved)
+        rest.context_tokens = sum(item.context_tokens for item in moved)
+        group.context_tokens -= rest.context_tokens
+        group.limit = limit
+        if self._open.get(key) is group:
+            del self._open[key]
+            if keep < limit:
+                self._open[key] = rest
+        return rest
+
+    def merge(self, group: RequestGroup, behind: RequestGroup) -> None:
+        """Put those of ``behind``, which has the same key and is dropped, at the end of ``group``."""
+        for item in behind.items:
+            item.group = group
+        group.items.extend(behind.items)
+        group.context_tokens += behind.context_tokens
+        key = group.key
+        opened = self._open.get(key)
+        self._drop(behind)
+        if opened is behind and len(group.items) < group.limit:
+            self._open[key] = group
+        elif opened is group and len(group.items) >= group.limit:
+            del self._open[key]
+
+    def _new(self, key: GroupKey, limit: int) -> RequestGroup:
+        group = RequestGroup(self._next_id, key, limit)
+        self._next_id += 1
+        self.groups[group.id] = group
+        return group
+
+    def _drop(self, group: RequestGroup) -> None:
+        del self.groups[group.id]
+        if self._open.get(group.key) is group:
+            del self._open[group.key]

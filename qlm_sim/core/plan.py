@@ -7,8 +7,10 @@ instance. Both are frozen and can travel to another process.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qlm_sim.core.fact import fact
 
-@dataclass(frozen=True, slots=True)
+
+@fact
 class WaitingGroup:
     """A request group as the solver sees it."""
 
@@ -27,7 +29,7 @@ class WaitingGroup:
     """By instance kind: what serving it takes there. Kinds that cannot serve it are absent."""
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class GroupService:
     """Serving one group on one kind of instance."""
 
@@ -42,7 +44,7 @@ class GroupService:
     """Requests like these that run together when the batch is full."""
 
 
-@dataclass(frozen=True, slots=True)
+@fact
 class InstanceState:
     """An instance as the solver sees it."""
 

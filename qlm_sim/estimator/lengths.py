@@ -212,6 +212,8 @@ class OutputLengths:
 
     def __init__(self) -> None:
         self._levels: dict[tuple[str | int, ...], _Level] = {}
+        self.ended_requests = 0
+        """How many times ``ended`` was told: what was asked before may be out of date by so many."""
 
     def began(self, request_id: str, kind: LengthKind, generating: Generating) -> None:
         """A request decodes from now on."""
@@ -221,6 +223,7 @@ class OutputLengths:
 
     def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:
         """It stopped after so many tokens; not ``finished``: it would have generated more."""
+        self.ended_requests += 1
         for level in self._all(kind):
             level.end(request_id, tokens, finished)
 

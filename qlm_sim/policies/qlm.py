@@ -24,7 +24,6 @@ from qlm_sim.policies.snapshot import SnapshotTaker, best_visit
 from qlm_sim.solver.search import insertion
 
 _NEVER = float("inf")
-_UNLIMITED = 2**62
 MOST_SEEN = 128
 """Between two plans a new group is tried on instances that have about so many groups together."""
 MAX_EVICTIONS = 3
@@ -66,7 +65,8 @@ class QlmPolicy:
         self._queues: dict[str, list[RequestGroup]] = {name: [] for name in ledgers}
         self._snapshot = SnapshotTaker(ledgers, self._estimator, self._weights)
         self._capable: dict[str, list[InstanceLedger]] = {}
-        self._limits: dict[str, int] = {}
+        self._limits: dict[GroupKey, int] = {}
+        """Sizes of new groups, as reckoned since the last plan was asked for."""
         for ledger in ledgers.values():
             for model in ledger.spec.models:
                 self._capable.setdefault(model, []).append(ledger)
@@ -139,8 +139,7 @@ class QlmPolicy:
         return None
 
     def _join(self, item: Tracked, key: GroupKey, now: float) -> RequestGroup:
-        limit = _UNLIMITED if key.decided else self._group_limit(key.model)
-        group, new = self._table.join(item, key, limit)
+        group, new = self._table.join(item, key, self._group_limit(key))
         if new:
             self._place(group, now)
             self._index(group)
@@ -148,18 +147,46 @@ class QlmPolicy:
                 self._replan_at = max(now, self._last_replan + self._replan_interval_s)
         return group
 
-    def _group_limit(self, model: str) -> int:
-        """Most requests of a group: δ times the batch that instances run of the model, on average."""
-        limit = self._limits.get(model)
+    def _group_limit(self, key: GroupKey) -> int:
+        """Most requests of a group: δ times the batch that instances run of the model, on average.
+
+        More, where so many of the key wait that every instance has such a group of it: the work of planning
+        is not to grow with the backlog.
+        """
+        limit = self._limits.get(key)
         if limit is None:
-            lengths = self._estimator.lengths.of_model(model)
-            capable = self._capable[model]
+            capable = self._capable[key.model]
+            length = self._estimator.lengths.of_model(key.model).mean
             batch = 0.0
             for ledger in capable:
-                profile = ledger.spec.models[model]
-                batch += min(profile.max_num_seqs, profile.kv_capacity_tokens / (256 + lengths.mean))
-            limit = self._limits[model] = max(1, int(self._delta * batch / len(capable)))
+                profile = ledger.spec.models[key.model]
+                batch += min(profile.max_num_seqs, profile.kv_capacity_tokens / (256 + length))
+            most = max(self._delta * batch, self._table.waiting.get(key, 0))
+            limit = self._limits[key] = max(1, int(most / len(capable)))
         return limit
+
+    def _regroup(self) -> None:
+        """Split groups that are far larger than they would be made now, and merge small neighbours."""
+        self._limits.clear()
+        for queue in self._queues.values():
+            groups: list[RequestGroup] = []
+            for group in queue:
+                limit = self._group_limit(group.key)
+                last = groups[-1] if groups else group
+                if (
+                    last is not group
+                    and len(last) + len(group) <= limit
+                    and last.key == group.key
+                    and last.last_deadline <= group.first_deadline
+                ):
+                    self._table.merge(last, group)
+                    continue
+                groups.append(group)
+                while len(group) > 2 * limit:
+                    group = self._table.split(group, limit)
+                    self._index(group)
+                    groups.append(group)
+            queue[:] = groups
 
     def _place(self, group: RequestGroup, now: float) -> None:
         """Put a new group on a virtual queue until the next plan."""
@@ -370,6 +397,7 @@ class QlmPolicy:
         self._replan_at = _NEVER
         if not self._table.groups:
             return None
+        self._regroup()
         self._last_replan = now
         self._replan_at = now + self._replan_interval_s
         self._problems += 1

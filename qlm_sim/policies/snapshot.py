@@ -9,6 +9,7 @@ from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lso import keeps_kv
 from qlm_sim.core.plan import GroupService, InstanceState, WaitingGroup
 from qlm_sim.core.types import InstanceSpec, ModelOnInstance
+from qlm_sim.estimator.lengths import LengthStatistics
 from qlm_sim.estimator.service import ServiceEstimator, group_service
 from qlm_sim.estimator.steps import decode_step_s
 
@@ -38,6 +39,8 @@ class SnapshotTaker:
             else:
                 self._kinds[ledger.id] = ledger.spec
                 self._kind_of[ledger.id] = ledger.id
+        self._lengths: dict[tuple[str, str], LengthStatistics] = {}
+        self._asked_until = 0.0
         self._cache: dict[tuple[str, str, bool, int], tuple[float, dict[str, GroupService]]] = {}
 
     def services(self, group: RequestGroup) -> Mapping[str, GroupService]:
@@ -47,7 +50,7 @@ class SnapshotTaker:
         """
         key = group.key
         context = group.context_tokens / len(group)
-        lengths = self._estimator.lengths.of_class(key.model, key.slo_class)
+        lengths = self._lengths_of(key.model, key.slo_class)
         cache_key = (key.model, key.slo_class, key.served, prompt_bucket(context))
         cached = self._cache.get(cache_key)
         if cached is not None and lengths.count < cached[0]:
@@ -65,6 +68,17 @@ class SnapshotTaker:
         # Believed until a tenth more requests have finished.
         self._cache[cache_key] = (lengths.count * 1.1, services)
         return services
+
+    def _lengths_of(self, model: str, slo_class: str) -> LengthStatistics:
+        """What the estimator says, asked again when a hundredth more requests have ended."""
+        learnt = self._estimator.lengths
+        if learnt.ended_requests > self._asked_until:
+            self._asked_until = learnt.ended_requests * 1.01
+            self._lengths.clear()
+        lengths = self._lengths.get((model, slo_class))
+        if lengths is None:
+            lengths = self._lengths[model, slo_class] = learnt.of_class(model, slo_class)
+        return lengths
 
     def service_on(self, ledger: InstanceLedger, group: RequestGroup) -> GroupService:
         return self.services(group)[self._kind_of[ledger.id]]
