@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlm_sim.cluster.clock import LATE, Alarm, Clock
+from qlm_sim.cluster.collector import seldom_collecting
 from qlm_sim.cluster.engine import ASLEEP, SimEngine
 from qlm_sim.cluster.requests import SimRequest
 from qlm_sim.cluster.step_times import StepTimes
@@ -256,4 +257,5 @@ def simulate(
         report_interval_s=report_interval_s,
         progress=progress,
     )
-    return cluster.run(float("inf") if until_s is None else until_s)
+    with seldom_collecting():
+        return cluster.run(float("inf") if until_s is None else until_s)
