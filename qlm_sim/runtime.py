@@ -114,18 +114,24 @@ class Runtime:
         wake_at, ready_at = self.core.wake_at, self.solver.ready_at
         return wake_at if wake_at < ready_at else ready_at
 
-    def settle(self, now: float) -> None:
-        """Decide upon all that was posted in this instant, and send out the orders."""
-        events = self.inbox[:]
-        self.inbox.clear()
-        if self.solver.ready_at <= now:
-            events.append(PlanReady(self.solver.collect()))
+    def settle(self, now: float) -> float:
+        """Decide upon all that was posted in this instant, and send out the orders.
+
+        Returns ``wake_at``.
+        """
+        inbox, solver = self.inbox, self.solver
+        events = inbox[:]
+        inbox.clear()
+        if solver.ready_at <= now:
+            events.append(PlanReady(solver.collect()))
         if len(events) > 1:
             events.sort(key=settle_order)
         actions = self.core.handle(now, events)
         self.recorder.record(now, events, actions)
         for action in actions:
             if type(action) is Replan:
-                self.solver.submit(now, action.problem)
+                solver.submit(now, action.problem)
             else:
                 self.engines.execute(action)  # type: ignore[arg-type]
+        wake_at, ready_at = self.core.wake_at, solver.ready_at
+        return wake_at if wake_at < ready_at else ready_at

@@ -133,10 +133,11 @@ class Cluster:
             if seq.host is not None:
                 seq.host.release(seq)
             return
-        engine = self._engines[action.instance]
-        if action.instance not in self._at_work:
+        name = action.instance
+        engine = self._engines[name]
+        if name not in self._at_work:
             self._start_reporting(now, engine)
-        if type(action) is Pull:
+        if isinstance(action, Pull):
             engine.pull(now, action.request_id, action.attempt)
         elif isinstance(action, Evict):
             engine.evict(now, action.request_id, action.attempt, action.keep_kv)
@@ -145,13 +146,13 @@ class Cluster:
 
     def _end_of_instant(self, now: float) -> bool:
         """Decide upon what happened at ``now``, and let the engines go on. False when all is over."""
-        if self._inbox or self._settle_now:
+        inbox = self._inbox
+        if inbox or self._settle_now:
             self._now = now
-            runtime = self.runtime
-            while self._inbox or self._settle_now:
+            settle = self.runtime.settle
+            while inbox or self._settle_now:
                 self._settle_now = False
-                runtime.settle(now)
-                wake_at = runtime.wake_at
+                wake_at = settle(now)
                 if wake_at != self._timer_at:
                     self._set_timer(now, wake_at)
             if self._next is None and not self.store:
@@ -168,15 +169,16 @@ class Cluster:
     def _arrive(self, now: float) -> None:
         """Post the arrivals of this time and set the alarm for the next one."""
         arrival = self._next
-        while arrival is not None and arrival[0].arrived_at <= now:
+        while arrival is not None:
             request, output_tokens = arrival
+            if request.arrived_at > now:
+                self._arrival.set(request.arrived_at)
+                break
             self.store[request.id] = SimRequest(request, output_tokens)
-            self.runtime.post(RequestArrived(request))
+            self._inbox.append(RequestArrived(request))
             self.arrived += 1
             arrival = next(self._arrivals, None)
         self._next = arrival
-        if arrival is not None:
-            self._arrival.set(arrival[0].arrived_at)
 
     # The core's timer.
 

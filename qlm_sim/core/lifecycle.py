@@ -26,6 +26,10 @@ class State(Enum):
     """Ordered back from its engine, which has not answered yet."""
 
 
+# Python 3.11 takes ten times as long to find a member of an Enum as a name of the module.
+WAITING, RUNNING, EVICTING = State
+
+
 class Tracked:
     """A live request with what the scheduler knows of it beyond the request itself."""
 
@@ -47,7 +51,7 @@ class Tracked:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.state = State.WAITING
+        self.state: State = WAITING
         self.deadline = request.arrived_at + request.slo_s
         """When the next token that somebody waits for is due: the first one, until it is out."""
         self.attempt = 0

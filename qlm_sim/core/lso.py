@@ -7,7 +7,7 @@ back), because what waits inside an engine has left our control.
 
 from qlm_sim.core.actions import Action, Evict, Pull, SwapModel
 from qlm_sim.core.instances import InstanceLedger
-from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.lifecycle import EVICTING, RUNNING, Tracked
 from qlm_sim.core.policy import Estimator, Policy
 from qlm_sim.core.types import Lso, ModelOnInstance
 
@@ -49,7 +49,7 @@ class LsoAgent:
 
     def _pull(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:
         self._policy.discard(item)
-        item.state = State.RUNNING
+        item.state = RUNNING
         item.attempt += 1
         item.instance = ledger.id
         item.kv_home = None
@@ -57,9 +57,9 @@ class LsoAgent:
         actions.append(Pull(item.request.id, item.attempt, ledger.id))
 
     def _evict(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:
-        if item.state is not State.RUNNING:
+        if item.state is not RUNNING:
             return
-        item.state = State.EVICTING
+        item.state = EVICTING
         item.evictions += 1
         ledger.evicting += 1
         keep_kv = item.first_token_at is not None and keeps_kv(ledger.spec.models[item.request.model])

@@ -26,7 +26,7 @@ from qlm_sim.core.events import (
 )
 from qlm_sim.core.forecast import Forecast
 from qlm_sim.core.instances import InstanceLedger
-from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.lifecycle import EVICTING, RUNNING, WAITING, Tracked
 from qlm_sim.core.lso import LsoAgent
 from qlm_sim.core.policy import Estimator, Forecaster, Policy
 from qlm_sim.core.types import InstanceSpec, Lso, Request
@@ -75,9 +75,9 @@ class QueueManager:
         """Apply the events of one instant, then decide once."""
         actions: list[Action] = []
         self._orders = actions
+        apply, touched = self._apply, self._touched
         for event in events:
-            self._apply[type(event)](now, event)
-        touched = self._touched
+            apply[type(event)](now, event)
         if touched:
             ledgers = self.ledgers
             reconcile = self._agent.reconcile
@@ -106,9 +106,9 @@ class QueueManager:
         if item is None or item.served:
             return None
         standing = None
-        if item.state is State.WAITING:
+        if item.state is WAITING:
             standing = self.policy.standing(item, now)
-        elif item.state is State.EVICTING:
+        elif item.state is EVICTING:
             standing = self.policy.standing_of_new(item.request, now)
         return self._forecaster.forecast(item, standing, self.ledgers, self.policy.order, now)
 
@@ -128,7 +128,7 @@ class QueueManager:
         self._wait(item, now)
 
     def _wait(self, item: Tracked, now: float) -> None:
-        item.state = State.WAITING
+        item.state = WAITING
         for instance in self.policy.add(item, now):
             self._touched[instance] = None
 
@@ -136,13 +136,13 @@ class QueueManager:
         item = self.requests.get(event.request_id)
         if item is None:
             self.stale_events += 1
-        elif item.state is State.WAITING:
+        elif item.state is WAITING:
             self.policy.discard(item)
             del self.requests[event.request_id]
         else:
             item.cancelled = True
-            if item.state is State.RUNNING:
-                item.state = State.EVICTING
+            if item.state is RUNNING:
+                item.state = EVICTING
                 self.ledgers[item.instance].evicting += 1
                 self._orders.append(Evict(event.request_id, item.attempt, item.instance, keep_kv=False))
 
@@ -155,7 +155,7 @@ class QueueManager:
             item is None
             or item.attempt != event.attempt
             or item.instance != event.instance
-            or item.state is State.WAITING
+            or item.state is WAITING
         ):
             self.stale_events += 1
             return None
@@ -179,7 +179,7 @@ class QueueManager:
 
     def _leave_engine(self, item: Tracked) -> None:
         ledger = self.ledgers[item.instance]
-        if item.state is State.EVICTING:
+        if item.state is EVICTING:
             ledger.evicting -= 1
         ledger.left(item)
         self.policy.changed(ledger)
@@ -234,7 +234,7 @@ class QueueManager:
         ledger = self.ledgers.pop(event.instance)
         for item in ledger.running.values():
             self.estimator.left(ledger, item, now, None)
-            item.state = State.WAITING
+            item.state = WAITING
             item.first_token_at = None
             if item.cancelled:
                 del self.requests[item.request.id]
@@ -247,7 +247,7 @@ class QueueManager:
         """The set of instances changed: everything that waits is placed anew."""
         self.policy.start(self.ledgers)
         for item in self.requests.values():
-            if item.state is State.WAITING:
+            if item.state is WAITING:
                 item.group = None
                 self._wait(item, now)
 

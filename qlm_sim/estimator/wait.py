@@ -15,7 +15,7 @@ import numpy as np
 from qlm_sim.core.forecast import Forecast, Wait
 from qlm_sim.core.groups import GroupKey, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
-from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.lifecycle import RUNNING, Tracked
 from qlm_sim.core.policy import Order, Standing
 from qlm_sim.core.types import ModelOnInstance
 from qlm_sim.estimator.engine import Batch, Engine, Line
@@ -154,9 +154,7 @@ class WaitEstimator:
         if not ledger.prefilling_tokens or ledger.next_model != ledger.model:
             return []
         sent = [
-            item
-            for item in ledger.running.values()
-            if item.first_token_at is None and item.state is State.RUNNING
+            item for item in ledger.running.values() if item.first_token_at is None and item.state is RUNNING
         ]
         if self._by_deadline:
             sent.sort(key=lambda item: item.deadline)
@@ -222,7 +220,7 @@ class WaitEstimator:
         batch_kind: list[int] = []
         for item in running:
             entry = clock.decoding.get(item.request.id)
-            if entry is not None and item.state is State.RUNNING:
+            if entry is not None and item.state is RUNNING:
                 generated.append(entry.tokens)
                 context.append(entry.brought)
                 began.append(entry.began)

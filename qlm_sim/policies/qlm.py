@@ -13,7 +13,7 @@ from qlm_sim.core.actions import Replan
 from qlm_sim.core.deadlines import Alarms, DeadlineIndex
 from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup, prompt_band
 from qlm_sim.core.instances import InstanceLedger
-from qlm_sim.core.lifecycle import State, Tracked
+from qlm_sim.core.lifecycle import RUNNING, Tracked
 from qlm_sim.core.lso import fits
 from qlm_sim.core.plan import GroupService, Plan, PlanProblem
 from qlm_sim.core.policy import Standing
@@ -375,7 +375,7 @@ class QlmPolicy:
         looser = [
             other
             for other in ledger.running.values()
-            if other.state is State.RUNNING
+            if other.state is RUNNING
             and other.served
             and other.request.slo_s > item.request.slo_s
             and other.evictions < MAX_EVICTIONS
