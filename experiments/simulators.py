@@ -28,6 +28,7 @@ LONGEST = 4096
 """Most tokens of prompt and output together: Llama-2's context."""
 MODEL = "llama-2-7b"
 DYNAMO = "1.6.1"
+VIDUR = "0.0.26"
 INSTALL_TIMEOUT_S = 900
 RUN_TIMEOUT_S = 1800
 
@@ -62,6 +63,8 @@ class Simulator:
     python: str
     driver: str
     settings: Mapping[str, Any]
+    most_rounds: int = 99
+    """How often it is worth the wait."""
 
     def run(self, trace: Path) -> Outcome:
         """The outcome on this trace. Raises Unavailable."""
@@ -112,6 +115,23 @@ def dynamo(replicas: int, step_times: Path | None = None) -> Simulator:
     python = environment(f"dynamo-{DYNAMO}", ["--no-deps", *packages])
     title = f"Dynamo {DYNAMO}, " + ("its own step times" if step_times is None else "QLM's step times")
     return Simulator(title, python, "run_dynamo.py", {"replicas": replicas, "engine": engine})
+
+
+def vidur(replicas: int, step_times: Path) -> Simulator:
+    """Vidur with QLM's step times (see ``write_step_times``), settings and KV capacity.
+
+    Its own are trained on tables that its package does not hold. Raises Unavailable.
+    """
+    model = yardstick_model()
+    settings = {
+        "replicas": replicas,
+        "num_blocks": model.kv_capacity_tokens // 16,
+        "max_num_seqs": model.max_num_seqs,
+        "max_num_batched_tokens": model.max_num_batched_tokens,
+        "step_times": str(step_times.with_suffix(".json")),
+    }
+    python = environment(f"vidur-{VIDUR}", [f"vidur=={VIDUR}"])
+    return Simulator(f"Vidur {VIDUR}, QLM's step times", python, "run_vidur.py", settings, most_rounds=1)
 
 
 def environment(name: str, packages: Sequence[str]) -> str:
@@ -184,7 +204,7 @@ def write_requests(path: Path, count: int, rate_rps: float, seed: int) -> None:
 
 
 def write_step_times(path: Path) -> None:
-    """QLM's step times as Dynamo's lookup tables.
+    """QLM's step times as lookup tables for Dynamo (.npz) and, beside them, for Vidur (.json).
 
     Dynamo prices a step as a table of the prompt tokens it computes plus a table of its decodes (KV tokens
     in all, mean context). The first is what the prompt adds to a step that decodes 64 sequences, for under
@@ -211,6 +231,13 @@ def write_step_times(path: Path) -> None:
         ]
         for tokens in kv_tokens
     ]
+    coefficients = {
+        "base_ms": [0.0] + [1e3 * step.base_s(tokens) for tokens in range(1, 2 * prompt[-1])],
+        "seq_ms": 1e3 * step.seq_s,
+        "kv_token_ms": 1e3 * step.kv_token_s,
+        "prefill_pair_ms": 1e3 * step.prefill_pair_s,
+    }
+    path.with_suffix(".json").write_text(json.dumps(coefficients))
     np.savez(
         path,
         prefill_isl=prompt.astype(float),
