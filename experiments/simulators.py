@@ -204,7 +204,7 @@ def write_requests(path: Path, count: int, rate_rps: float, seed: int) -> None:
 
 
 def write_step_times(path: Path) -> None:
-    """QLM's step times as lookup tables for Dynamo (.npz) and, beside them, for Vidur (.json).
+    """QLM's step times as lookup tables, for Dynamo (.npz) and beside them for Vidur (.json).
 
     Dynamo prices a step as a table of the prompt tokens it computes plus a table of its decodes (KV tokens
     in all, mean context). The first is what the prompt adds to a step that decodes 64 sequences, for under
