@@ -131,8 +131,15 @@ class EngineConfig:
     models: tuple[str, ...]
     url: str | None = None
     """A running OpenAI-compatible server to attach to."""
+    urls: Mapping[str, str] = field(default_factory=dict)
+    """With ``swap = "sleep"``, the running server of each model."""
+    engine_key_env: str | None = None
+    """Name of the environment variable that holds the servers' own API key."""
     command: tuple[str, ...] | None = None
-    """Start and watch this server; {port}, {model} and {name} are filled in."""
+    """Start and watch this server; {port}, {model} (its path) and {name} are filled in. With
+    ``swap = "sleep"`` one is started for each model."""
+    log: str | None = None
+    """File that gets what the started server writes; None drops it."""
     kind: Literal["server", "in-process", "fake"] = "server"
     gpu: str | None = None
     """Hardware profile: a shipped name or a TOML file. What its coefficients promise is learnt further."""
@@ -140,16 +147,29 @@ class EngineConfig:
     resident: str | None = None
     """The model that it holds at the start; None takes the first of ``models``."""
     swap: Literal["sleep", "restart", "none"] = "none"
-    group: str | None = None
-    """Engines of the same group share a GPU: one of them is awake at a time."""
+    """How it changes models: a server per model, of which all but one sleep; one server, which is started
+    anew; or not at all."""
+    sleep_level: Literal[1, 2] = 1
+    """1 keeps the weights of sleeping models in host memory, 2 drops them."""
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     max_model_len: int = 8192
     kv_tokens: int | None = None
     """Tokens that its KV cache holds; None computes it from GPU and model."""
     host_memory_gib: float = 64.0
+    storage_gb_per_s: float = 2.0
+    """What weights are read with where host memory does not hold them."""
+    block_size: int = 16
+    report_s: float = 1.0
+    """Between two looks at how it stands."""
+    stall_s: float = 60.0
+    """With requests running, an engine that says nothing for so long hangs: it is given up and restarted."""
+    backoff_s: float = 1.0
+    """Before it is started again after a crash; doubles with each in a row."""
     speed: float = 1.0
     """Fake engines: how many times faster than the profile they run."""
+    mean_output_tokens: float = 128.0
+    """Fake engines: how long their answers are."""
     env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -198,6 +218,11 @@ LIMITS: Mapping[str, Limit] = (
             "max_body_mib",
             "max_file_mib",
             "speed",
+            "mean_output_tokens",
+            "storage_gb_per_s",
+            "report_s",
+            "stall_s",
+            "backoff_s",
         ),
         Limit(above=0),
     )
@@ -211,6 +236,7 @@ LIMITS: Mapping[str, Limit] = (
             "max_num_seqs",
             "max_num_batched_tokens",
             "kv_tokens",
+            "block_size",
         ),
         Limit(at_least=1),
     )
@@ -353,14 +379,31 @@ def _check_engines(config: LiveConfig, source: Source) -> None:
                 raise InputError(f"{source.name}: {at}.models: found {name!r}; {did_you_mean(name, models)}")
         if engine.resident is not None and engine.resident not in engine.models:
             raise source.refuse(f"{at}.resident", engine.resident, f"one of {', '.join(engine.models)}")
-        if engine.kind == "server" and engine.url is None and engine.command is None:
-            raise InputError(f"{source.name}: {at}: expected url (attach to a server) or command (start one)")
+        _check_servers(engine, at, source)
     served = {name for engine in config.engine for name in engine.models}
     for number, name in enumerate(models):
         if name not in served:
             raise InputError(
                 f"{source.name}: model[{number}]: found {name!r}, expected an engine that serves it"
             )
+
+
+def _check_servers(engine: EngineConfig, at: str, source: Source) -> None:
+    several = len(engine.models) > 1
+    if several and engine.swap == "none":
+        raise source.refuse(f"{at}.swap", engine.swap, "sleep or restart, as it has several models")
+    if engine.kind != "server":
+        return
+    if sum((engine.url is not None, bool(engine.urls), engine.command is not None)) != 1:
+        raise InputError(
+            f"{source.name}: {at}: expected one of url or urls (attach to servers) and command (start them)"
+        )
+    if engine.swap == "restart" and engine.command is None:
+        raise source.refuse(f"{at}.swap", engine.swap, "sleep or none, as only our own server restarts")
+    if several and engine.swap == "sleep" and engine.command is None:
+        for name in engine.models:
+            if name not in engine.urls:
+                raise InputError(f"{source.name}: {at}.urls.{name}: missing, expected the server of {name}")
 
 
 def _once(table: str, names: list[str], source: Source, key: str = "name") -> None:

@@ -151,6 +151,11 @@ class Scheduler:
                 del self.running[seq.request.id]
         return begun, finished
 
+    @property
+    def prefilling(self) -> SimRequest | None:
+        """The running request whose prompt is not done yet, if there is one."""
+        return self._partial
+
     def scheduled(self) -> dict[str, int]:
         """Tokens of each request that has a part in the iteration that was scheduled last."""
         tokens = dict.fromkeys(self.running, 1)

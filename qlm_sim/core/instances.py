@@ -12,6 +12,9 @@ from qlm_sim.core.host import HostModels
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.types import InstanceSpec, ModelOnInstance
 
+SWAP_WEIGHT = 0.5
+"""What the last swap counts for among those measured before."""
+
 
 class InstanceLedger:
     """Belief about one engine. Changed by QueueManager alone."""
@@ -36,6 +39,8 @@ class InstanceLedger:
         self.decoding = 0
         self.loaded_at = -math.inf
         """When the loaded model began to serve."""
+        self._measured_swap_s: dict[tuple[str, bool], float] = {}
+        """By model and whether its weights lay in host memory."""
         self.host = HostModels(spec.host_bytes, [(m, spec.models[m].weight_bytes) for m in spec.host_models])
         self.reported: EngineReported | None = None
 
@@ -50,9 +55,22 @@ class InstanceLedger:
         return self.spec.models[self.model] if self.model is not None else None
 
     def swap_s(self, model: str) -> float:
-        """Seconds that loading ``model`` would take from where its weights lie now."""
+        """Seconds that loading ``model`` would take from where its weights lie now.
+
+        As measured, once it has been loaded from there; as the profile says, before.
+        """
+        in_host = self.host.holds(model)
+        measured = self._measured_swap_s.get((model, in_host))
+        if measured is not None:
+            return measured
         profile = self.spec.models[model]
-        return profile.swap_in_s if self.host.holds(model) else profile.load_s
+        return profile.swap_in_s if in_host else profile.load_s
+
+    def swapped(self, model: str, swap_s: float) -> None:
+        """``model`` is loaded; it took ``swap_s`` seconds from where its weights lay."""
+        place = model, self.host.holds(model)
+        before = self._measured_swap_s.get(place, swap_s)
+        self._measured_swap_s[place] = before + SWAP_WEIGHT * (swap_s - before)
 
     def pulled(self, item: Tracked) -> None:
         self.running[item.request.id] = item

@@ -52,6 +52,10 @@ class QueueManager:
         """Engine events of attempts that were over: counted and dropped."""
         self._agent = LsoAgent(policy, estimator, allowed)
         self._touched: dict[str, None] = {}
+        self._served = frozenset(model for spec in instances for model in spec.models)
+        """Models that some instance may serve."""
+        self._stranded: dict[str, Tracked] = {}
+        """Requests for other models, which wait for an instance to come up."""
         self._apply: dict[type, Callable[[float, Any], None]] = {
             RequestArrived: self._arrived,
             RequestCancelled: self._cancelled,
@@ -97,13 +101,14 @@ class QueueManager:
     def forecast(self, request_id: str, now: float) -> Forecast | None:
         """The wait, from ``now``, for the first token of a request that arrived.
 
-        None where there is no such request, or where it has its first token already. Read
+        None where there is no such request, where it has its first token already, or where no instance
+        serves its model now. Read
         ``position``, ``mean_s``, ``median_s``, ``quantile(p)`` and ``p_slo_met`` of the answer. Make the core
         with ``SchedulerSettings(forecasts=True)``, or some policies' cores learn nothing. Takes
         microseconds while the last forecast of the line is fresh, and some milliseconds to make a new one.
         """
         item = self.requests.get(request_id)
-        if item is None or item.served:
+        if item is None or item.served or request_id in self._stranded:
             return None
         standing = None
         if item.state is WAITING:
@@ -115,10 +120,14 @@ class QueueManager:
     def forecast_new(self, request: Request, now: float) -> Forecast:
         """The wait of a request if it arrived now. It is not let in, and nothing is kept of it.
 
-        Its model must be one that an instance may serve.
+        Its model must be one that an instance may serve (``serves``).
         """
         standing = self.policy.standing_of_new(request, now)
         return self._forecaster.forecast(Tracked(request), standing, self.ledgers, self.policy.order, now)
+
+    def serves(self, model: str) -> bool:
+        """Whether some instance that is up may serve the model."""
+        return model in self._served
 
     # Events, one method each. Each marks the instances whose decision it may change.
 
@@ -129,6 +138,9 @@ class QueueManager:
 
     def _wait(self, item: Tracked, now: float) -> None:
         item.state = WAITING
+        if item.request.model not in self._served:
+            self._stranded[item.request.id] = item
+            return
         for instance in self.policy.add(item, now):
             self._touched[instance] = None
 
@@ -137,7 +149,8 @@ class QueueManager:
         if item is None:
             self.stale_events += 1
         elif item.state is WAITING:
-            self.policy.discard(item)
+            if self._stranded.pop(event.request_id, None) is None:
+                self.policy.discard(item)
             del self.requests[event.request_id]
         else:
             item.cancelled = True
@@ -218,7 +231,11 @@ class QueueManager:
             del self.requests[event.request_id]
 
     def _swapped(self, now: float, event: ModelSwapped) -> None:
-        ledger = self.ledgers[event.instance]
+        ledger = self.ledgers.get(event.instance)
+        if ledger is None:
+            self.stale_events += 1
+            return
+        ledger.swapped(event.model, event.swap_s)
         ledger.model = event.model
         ledger.swapping_to = None
         ledger.loaded_at = now
@@ -236,6 +253,8 @@ class QueueManager:
             self.estimator.left(ledger, item, now, None)
             item.state = WAITING
             item.first_token_at = None
+            if item.served:
+                item.deadline = now + item.request.slo_s
             if item.cancelled:
                 del self.requests[item.request.id]
         for item in self.requests.values():
@@ -246,13 +265,18 @@ class QueueManager:
     def _restart_policy(self, now: float) -> None:
         """The set of instances changed: everything that waits is placed anew."""
         self.policy.start(self.ledgers)
+        self._served = frozenset(model for ledger in self.ledgers.values() for model in ledger.spec.models)
+        self._stranded.clear()
         for item in self.requests.values():
             if item.state is WAITING:
                 item.group = None
                 self._wait(item, now)
 
     def _reported(self, now: float, event: EngineReported) -> None:
-        ledger = self.ledgers[event.instance]
+        ledger = self.ledgers.get(event.instance)
+        if ledger is None:
+            self.stale_events += 1
+            return
         ledger.reported = event
         self.estimator.reported(ledger, now)
         self._touched[event.instance] = None

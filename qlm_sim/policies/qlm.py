@@ -191,7 +191,7 @@ class QlmPolicy:
     def _place(self, group: RequestGroup, now: float) -> None:
         """Put a new group on a virtual queue until the next plan."""
         model = group.key.model
-        if group.key.decided:
+        if group.key.decided and group.head.instance in self._queues:
             # Nothing can be missed any more: behind the others of its model, where it was.
             group.instance = group.head.instance
             queue = self._queues[group.instance]
@@ -348,7 +348,8 @@ class QlmPolicy:
         if resident is not None:
             # The plan puts other work before the loaded model's: not before the visit has paid.
             return now >= self._stay_until(ledger)
-        return elsewhere > self._snapshot.batch_use(ledger)
+        # What was just pulled has its first token first: else it would be taken off again for nothing.
+        return not ledger.prefilling_tokens and elsewhere > self._snapshot.batch_use(ledger)
 
     @staticmethod
     def _margin_s(ahead_s: float) -> float:

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from qlm_sim.core.actions import Evict, Pull, SwapModel
 from qlm_sim.core.events import (
+    EngineReported,
     FirstToken,
     InstanceDown,
+    InstanceUp,
     ModelSwapped,
     RequestArrived,
     RequestCancelled,
@@ -237,3 +239,42 @@ def _plain_request(name, model, slo_s, at, prompt):
     from qlm_sim.core.types import Request
 
     return Request(name, model, f"slo{slo_s:g}", slo_s, at, prompt, 4096)
+
+
+def test_work_for_a_model_that_nobody_serves_now_waits_for_an_instance(make_instance, make_request):
+    core = core_of([make_instance("i0")])
+    core.handle(0.0, [RequestArrived(make_request("r1"))])
+    core.handle(0.1, [FirstToken("r1", 1, "i0")])
+    assert core.handle(1.0, [InstanceDown("i0")]) == []
+    assert core.handle(2.0, [RequestArrived(make_request(f"r{i}", at=2.0)) for i in (2, 3)]) == []
+    core.handle(2.5, [RequestCancelled("r2")])
+    pulls = orders(core.handle(3.0, [InstanceUp(make_instance("i1"))]), Pull)
+    assert {(pull.request_id, pull.instance) for pull in pulls} == {("r1", "i1"), ("r3", "i1")}
+
+
+def test_what_an_engine_still_says_when_it_is_gone_is_dropped(make_instance, make_request):
+    core = core_of([make_instance("i0"), make_instance("i1")])
+    report = EngineReported("i0", 0, 0, 0, 0.0, 0.0, 0)
+    assert core.handle(1.0, [InstanceDown("i0"), ModelSwapped("i0", "a", 1.0), report]) == []
+    assert core.stale_events == 2
+
+
+def test_a_measured_swap_counts_more_than_the_profile(make_instance):
+    core = core_of([make_instance(models=("a", "b"), swap_in_s=1.0)])
+    ledger = core.ledgers["i0"]
+    core.handle(1.0, [ModelSwapped("i0", "b", 5.0)])
+    assert (ledger.swap_s("b"), ledger.swap_s("a")) == (5.0, 1.0)
+    core.handle(9.0, [ModelSwapped("i0", "b", 3.0)])
+    assert 3.0 < ledger.swap_s("b") < 5.0
+
+
+def test_what_was_pulled_after_a_swap_is_not_swapped_away_before_its_first_token(make_instance, make_request):
+    core = core_of([make_instance(models=("a", "b"), max_num_seqs=4, swap_in_s=0.05)])
+    batch = [RequestArrived(make_request(f"a{i}", slo_class="batch", slo_s=3600)) for i in range(3)]
+    core.handle(0.0, batch)
+    core.handle(0.1, [FirstToken(f"a{i}", 1, "i0") for i in range(3)])
+    core.handle(0.2, [RequestArrived(make_request("b0", model="b", slo_s=0.5, at=0.2))])
+    core.handle(0.3, [RequestEvicted(f"a{i}", 1, "i0", 5, False) for i in range(3)])
+    actions = core.handle(0.4, [ModelSwapped("i0", "b", 0.05)])
+    assert orders(actions, Pull) == [Pull("b0", 1, "i0")]
+    assert not orders(actions, Evict)

@@ -54,7 +54,10 @@ def test_a_model_and_an_engine_are_all_that_is_needed(tmp_path: Path) -> None:
             "tenant[1]: its API key is also that of tenant 'a'",
         ),
         (BASE.replace('["tiny"]', '["tinny"]'), "engine[0].models: found 'tinny'; did you mean 'tiny'?"),
-        (BASE.replace("url =", "# url ="), "engine[0]: expected url (attach to a server) or command"),
+        (
+            BASE.replace("url =", "# url ="),
+            "engine[0]: expected one of url or urls",
+        ),
         (BASE + "[[model]]\nname = 'idle'\n", "model[1]: found 'idle', expected an engine that serves it"),
         (BASE + "[[model]]\nname = 'tiny'\n", "model[1].name: found 'tiny', expected each name once"),
     ],

@@ -1,0 +1,1 @@
+"""A fake vLLM server: the same HTTP surface, timed by the simulator's engine model, with made-up text."""

@@ -1,0 +1,270 @@
+"""The live service: the scheduler core in front of real engines, as one object.
+
+Puts core, runtime, engines, solver and clock together. Decides nothing: jobs go in, orders go out to the
+engines, and what these say comes back on the jobs' tickets.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from live.clock import Settler, WallClock
+from live.engines.attempt import LiveRequest
+from live.engines.instance import Instance, Status
+from live.engines.port import LiveEngines
+from live.jobs import Failed, Job, Resume
+from live.snapshot import snapshot
+from live.solver import ProcessSolver
+from live.ticket import Ticket
+from qlm_sim.core.actions import Action
+from qlm_sim.core.events import Event, RequestArrived, RequestCancelled
+from qlm_sim.core.forecast import Forecast
+from qlm_sim.core.lifecycle import State
+from qlm_sim.core.types import Request
+from qlm_sim.policies import SchedulerSettings, make_core
+from qlm_sim.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+Listener = Callable[[float, Sequence[Event], Sequence[Action]], None]
+"""Told each settle: (seconds since the start, events, actions)."""
+
+DRAIN_POLL_S = 0.05
+CANCELLED = 499
+"""nginx's status for a client that went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A served model."""
+
+    name: str
+    max_model_len: int
+    """Longest prompt and output in tokens that any of its instances takes."""
+    instances: tuple[str, ...]
+
+
+class _Listeners:
+    """The runtime's recorder port: passes every settle on."""
+
+    def __init__(self) -> None:
+        self.all: list[Listener] = []
+
+    def record(self, now: float, events: Sequence[Event], actions: Sequence[Action]) -> None:
+        for listener in self.all:
+            listener(now, events, actions)
+
+
+class Service:
+    """Made anywhere; ``start`` and all that follows belong to one event loop."""
+
+    def __init__(
+        self,
+        instances: Iterable[Instance],
+        *,
+        policy: str = "qlm",
+        settings: SchedulerSettings | None = None,
+        solver_process: bool = True,
+    ) -> None:
+        """``solver_process``: solve plans in a process of its own, not in place."""
+        self.clock = WallClock()
+        self.engines = LiveEngines()
+        self.core = make_core(policy, [], replace(settings or SchedulerSettings(), forecasts=True))
+        self.solver = ProcessSolver(self._plan_ready)
+        self.draining = False
+        self.failure: Exception | None = None
+        """What broke the core, if something did: nothing is served any more."""
+        self._instances = list(instances)
+        self._listeners = _Listeners()
+        self._runtime = Runtime(self.core, self.engines, self.solver, self._listeners)
+        self._solver_process = solver_process
+        self._settler: Settler | None = None
+        self._unsettled: set[str] = set()
+        """Arrived since the last settle."""
+        self._models: dict[str, int] = {}
+        """Instances by the models that they may serve."""
+        self._cancels: list[str] = []
+        """Cancelled since, before the core has heard of them."""
+
+    # Life.
+
+    async def start(self) -> None:
+        """Bring the engines up. Does not wait for them: their work waits in the queue."""
+        self._settler = Settler(self._runtime, self.clock, self._crashed)
+        self._listeners.all.append(self._settled)
+        if self._solver_process:
+            self.solver.start()
+        for instance in self._instances:
+            self.add_instance(instance)
+
+    def add_instance(self, instance: Instance) -> None:
+        """Let an instance join."""
+        settler = self._on()
+        self.engines.connect([instance], settler.post, settler.settle_now, self.clock.now)
+        for model in instance.models:
+            self._models[model] = self._models.get(model, 0) + 1
+        instance.start()
+
+    async def remove_instance(self, instance_id: str) -> None:
+        """Let an instance leave. What runs there goes on elsewhere."""
+        instance = self.engines.instances[instance_id]
+        for model in instance.models:
+            self._models[model] -= 1
+            if not self._models[model]:
+                del self._models[model]
+        await instance.leave()
+        del self.engines.instances[instance_id]
+
+    async def wait_up(self, timeout_s: float | None = None) -> None:
+        """Until every instance serves. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            while any(each.status is Status.STARTING for each in self.engines.instances.values()):
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0)  # the core hears of the last
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new work, give back what waits (503), let what runs end, then stop."""
+        self.draining = True
+        core = self.core
+        for request_id, live in list(self.engines.requests.items()):
+            item = core.requests.get(request_id)
+            if live.attempt is None or item is None or item.state is State.WAITING:
+                self._end(live, Failed(503, "the server is shutting down"))
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.engines.requests:
+                    await asyncio.sleep(DRAIN_POLL_S)
+        except TimeoutError:
+            log.warning("%d requests are cut off", len(self.engines.requests))
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End everything at once."""
+        self.draining = True
+        if self._settler is not None:
+            self._settler.stop()
+        self.solver.stop()
+        await asyncio.gather(*(instance.stop() for instance in self.engines.instances.values()))
+        for live in list(self.engines.requests.values()):
+            live.ticket.end(Failed(503, "the server is shutting down"))
+        self.engines.requests.clear()
+
+    # Jobs.
+
+    def now(self) -> float:
+        """Seconds since the service's start: what the core is told."""
+        return self.clock.now()
+
+    def submit(self, job: Job, *, resume: Resume | None = None) -> Ticket:
+        """Queue a job. ``resume``: what it had said before a restart, kept from ``checkpoint``."""
+        live = LiveRequest(job, resume)
+        request = job.request
+        if self.draining or self.failure is not None:
+            live.ticket.end(Failed(503, "the server is shutting down"))
+        elif request.model not in self._models:
+            live.ticket.end(Failed(404, f"model {request.model!r} is not served"))
+        else:
+            assert request.id not in self.engines.requests, f"two requests have the id {request.id}"
+            self.engines.requests[request.id] = live
+            self._unsettled.add(request.id)
+            if resume is not None:
+                # To the core, what was generated before is a part of the prompt.
+                before = len(resume.token_ids)
+                request = replace(
+                    request,
+                    prompt_tokens=request.prompt_tokens + before,
+                    max_tokens=max(1, request.max_tokens - before),
+                )
+            self._on().post(RequestArrived(request))
+        return live.ticket
+
+    def cancel(self, request_id: str) -> None:
+        """End a job that nobody wants any more. One that is over is ignored."""
+        live = self.engines.requests.get(request_id)
+        if live is not None:
+            self._end(live, Failed(CANCELLED, "cancelled"))
+
+    def forecast(self, request_id: str) -> Forecast | None:
+        """The wait, from now, for the first token of a job; None where it has one, or where its model has
+        no engine now."""
+        return self.core.forecast(request_id, self.now())
+
+    def forecast_new(self, request: Request) -> Forecast | None:
+        """The wait of a request if it arrived now; None where its model has no engine now."""
+        return self.core.forecast_new(request, self.now()) if self.core.serves(request.model) else None
+
+    def checkpoint(self, request_id: str, text: str) -> Resume | None:
+        """What a job would need to go on after a restart, given the text that was received of it."""
+        live = self.engines.requests.get(request_id)
+        return live.transcript.checkpoint(text) if live is not None else None
+
+    def _end(self, live: LiveRequest, output: Failed) -> None:
+        live.ticket.end(output)
+        if live.cancelled:
+            return
+        live.cancelled = True
+        if live.id in self._unsettled:
+            self._cancels.append(live.id)  # the core takes an arrival after a cancellation of one instant
+        else:
+            self._cancel(live)
+
+    def _cancel(self, live: LiveRequest) -> None:
+        item = self.core.requests.get(live.id)
+        if item is None or item.state is State.WAITING:
+            self.engines.requests.pop(live.id, None)
+        elif item.state is State.EVICTING and live.attempt is not None:
+            # It was to be evicted and could not go on elsewhere, so it was left alone; now it can end.
+            live.attempt.instance.evict(live, live.attempt.number)
+        self._on().post(RequestCancelled(live.id))
+
+    # What the gateway shows.
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """By name, what any instance may serve, up or not."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for instance in self._known():
+            for name, profile in instance.models.items():
+                found.setdefault(name, []).append((instance.id, profile.max_model_len))
+        return {
+            name: ModelInfo(name, max(length for _, length in each), tuple(i for i, _ in each))
+            for name, each in found.items()
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """The instances, their virtual queues and what runs, as plain data."""
+        return snapshot(self.core, self.engines.instances, self.now())
+
+    def add_listener(self, listener: Listener) -> None:
+        self._listeners.all.append(listener)
+
+    def _known(self) -> Iterable[Instance]:
+        return self.engines.instances.values() or self._instances
+
+    # Inside.
+
+    def _on(self) -> Settler:
+        assert self._settler is not None, "the service has not been started"
+        return self._settler
+
+    def _plan_ready(self) -> None:
+        if self._settler is not None:
+            self._settler.settle_soon()
+
+    def _settled(self, now: float, events: Sequence[Event], actions: Sequence[Action]) -> None:
+        self._unsettled.clear()
+        if self._cancels:
+            cancels, self._cancels = self._cancels, []
+            for request_id in cancels:
+                live = self.engines.requests.get(request_id)
+                if live is not None:
+                    asyncio.get_running_loop().call_soon(self._cancel, live)
+
+    def _crashed(self, error: Exception) -> None:
+        log.critical("the scheduler core broke: nothing is served any more", exc_info=error)
+        self.failure = error
+        for live in list(self.engines.requests.values()):
+            live.ticket.end(Failed(500, "the scheduler broke"))
+        self.engines.requests.clear()

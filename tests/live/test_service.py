@@ -1,0 +1,178 @@
+"""The live service on fake engines: what comes out of it, whatever happens to the engines."""
+
+import asyncio
+
+import pytest
+from fakes import expected_text, fake_instance, job, read, serving_jobs, text_of
+
+from live.jobs import Delta, Failed, Finished
+from qlm_sim.core.actions import Evict, Pull, SwapModel
+from qlm_sim.core.events import InstanceDown, InstanceUp, RequestFinished
+
+
+async def settled(service):
+    """Until nothing is left in the service, and its core knows."""
+    async with asyncio.timeout(5.0):
+        while service.engines.requests or service.core.requests:
+            await asyncio.sleep(0.005)
+
+
+class Log:
+    """All settles of a service."""
+
+    def __init__(self, service):
+        self.settles = []
+        service.add_listener(lambda now, events, actions: self.settles.append((now, events, actions)))
+
+    def actions(self, kind):
+        return [a for _, _, actions in self.settles for a in actions if isinstance(a, kind)]
+
+    def events(self, kind):
+        return [e for _, events, _ in self.settles for e in events if isinstance(e, kind)]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_output_is_what_the_engine_says(chat, stream):
+    async def main():
+        async with serving_jobs(fake_instance()[0]) as service:
+            tickets = [service.submit(job(service, f"r{i}", chat=chat, stream=stream)) for i in range(6)]
+            for i, ticket in enumerate(tickets):
+                outputs = await read(ticket)
+                assert text_of(outputs) == expected_text(f"r{i}", chat=chat)
+                assert outputs[-1] == Finished("length", ticket.request.prompt_tokens, 20)
+                assert sum(len(o.token_ids) for o in outputs if isinstance(o, Delta)) == 20
+            await settled(service)
+
+    asyncio.run(main())
+
+
+def test_an_engine_gets_no_more_than_it_can_run():
+    async def main():
+        instance, servers = fake_instance(max_num_seqs=2)
+        async with serving_jobs(instance) as service:
+            waiting = []
+
+            def look(now, events, actions):
+                waiting.append(servers["a"].engine.waiting)
+
+            service.add_listener(look)
+            tickets = [service.submit(job(service, f"r{i}")) for i in range(8)]
+            for ticket in tickets:
+                await read(ticket)
+            assert max(waiting) <= 1  # one that was sent a moment ago
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_text_is_the_same_when_models_are_swapped_under_it(chat):
+    async def main():
+        instance, servers = fake_instance(models=("a", "b"))
+        async with serving_jobs(instance) as service:
+            log = Log(service)
+            long = [
+                service.submit(job(service, f"l{i}", output=300, slo_class="batch", slo_s=3600, chat=chat))
+                for i in range(3)
+            ]
+            await asyncio.sleep(0.1)
+            urgent = service.submit(job(service, "u", model="b", output=10, slo_s=0.5))
+            for i, ticket in enumerate(long):
+                outputs = await read(ticket)
+                assert text_of(outputs) == expected_text(f"l{i}", "a", 300, chat)
+                assert outputs[-1] == Finished("length", ticket.request.prompt_tokens, 300)
+            assert text_of(await read(urgent)) == expected_text("u", "b", 10)
+            await settled(service)
+            assert len(log.actions(SwapModel)) >= 2
+            assert log.actions(Evict)
+            asleep = {model: server.engine.sleep_level for model, server in servers.items()}
+            assert asleep == {"a": 1, "b": 1} | {instance.model: None}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_requests_of_a_lost_engine_go_on_elsewhere(how):
+    async def main():
+        (one, servers), (two, _) = fake_instance("i0"), fake_instance("i1")
+        async with serving_jobs(one, two) as service:
+            log = Log(service)
+            tickets = [service.submit(job(service, f"r{i}", output=150)) for i in range(8)]
+            await asyncio.sleep(0.1)
+            assert one.running
+            if how == "crash":
+                await servers["a"].crash()
+            else:
+                servers["a"].engine.frozen = True
+            for i, ticket in enumerate(tickets):
+                assert text_of(await read(ticket)) == expected_text(f"r{i}", output=150)
+            await settled(service)
+            finished = [event.request_id for event in log.events(RequestFinished)]
+            assert sorted(finished) == [f"r{i}" for i in range(8)]
+            assert [event.instance for event in log.events(InstanceDown)] == ["i0"]
+            while not any(event.spec.id == "i0" for event in log.events(InstanceUp)):
+                await asyncio.sleep(0.01)  # it is started again
+            assert text_of(await read(service.submit(job(service, "after")))) == expected_text("after")
+
+    asyncio.run(main())
+
+
+def test_with_its_only_engine_gone_work_waits_for_it():
+    async def main():
+        instance, servers = fake_instance()
+        async with serving_jobs(instance) as service:
+            early = service.submit(job(service, "early", output=100))
+            await asyncio.sleep(0.05)
+            await servers["a"].crash()
+            late = service.submit(job(service, "late"))
+            assert text_of(await read(early)) == expected_text("early", output=100)
+            assert text_of(await read(late)) == expected_text("late")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.03])
+def test_a_cancelled_request_frees_its_place(after_s):
+    async def main():
+        instance, _ = fake_instance(max_num_seqs=1)
+        async with serving_jobs(instance) as service:
+            first = service.submit(job(service, "first", output=2000))
+            second = service.submit(job(service, "second", output=5))
+            await asyncio.sleep(after_s)
+            service.cancel("first")
+            assert isinstance((await read(first))[-1], Failed)
+            assert text_of(await read(second)) == expected_text("second", output=5)
+            await settled(service)
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_too_long_fails_alone():
+    async def main():
+        instance, _ = fake_instance(max_model_len=64)
+        async with serving_jobs(instance) as service:
+            long = job(service, "long", prompt="x" * 1000)
+            outputs = await read(service.submit(long))
+            assert isinstance(outputs[-1], Failed)
+            assert outputs[-1].status == 400
+            assert "maximum context length" in outputs[-1].reason
+            assert text_of(await read(service.submit(job(service, "ok")))) == expected_text("ok")
+
+    asyncio.run(main())
+
+
+def test_draining_ends_what_runs_and_gives_back_what_waits():
+    async def main():
+        instance, _ = fake_instance(max_num_seqs=1)
+        async with serving_jobs(instance) as service:
+            log = Log(service)
+            running = service.submit(job(service, "running", output=50))
+            waiting = service.submit(job(service, "waiting"))
+            while not log.actions(Pull):
+                await asyncio.sleep(0.005)
+            await service.drain(5.0)
+            assert text_of(await read(running)) == expected_text("running", output=50)
+            assert (await read(waiting)) == [Failed(503, "the server is shutting down")]
+            assert isinstance((await read(service.submit(job(service, "late"))))[-1], Failed)
+
+    asyncio.run(main())
