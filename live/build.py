@@ -104,7 +104,7 @@ def _server(
         engines = {name: partial(_fake, engine, name, promised[name]) for name in models}
         return FakeServer(engines, _connect(engine))
     if engine.kind == "in-process":
-        raise InputError("in-process engines are not built in yet")
+        return _in_process(engine, models)
     if engine.command is None:
         (name,) = models
         url = engine.urls.get(name) or engine.url
@@ -118,6 +118,15 @@ def _server(
         env=engine.env,
         log_path=Path(engine.log) if engine.log else None,
     )
+
+
+def _in_process(engine: EngineConfig, models: dict[str, ModelConfig]) -> Server:
+    try:
+        from live.engines.in_process import InProcessServer
+    except ImportError as error:
+        raise InputError(f"in-process engines need vllm in this environment: {error}") from None
+    paths = {name: model.path or name for name, model in models.items()}
+    return InProcessServer(engine.command or (), paths, engine.env)
 
 
 def _connect(engine: EngineConfig) -> Callable[[str, str], Backend]:

@@ -137,7 +137,7 @@ class EngineConfig:
     """Name of the environment variable that holds the servers' own API key."""
     command: tuple[str, ...] | None = None
     """Start and watch this server; {port}, {model} (its path) and {name} are filled in. With
-    ``swap = "sleep"`` one is started for each model."""
+    ``swap = "sleep"`` one is started for each model. In-process engines: the flags of ``vllm serve``."""
     log: str | None = None
     """File that gets what the started server writes; None drops it."""
     kind: Literal["server", "in-process", "fake"] = "server"

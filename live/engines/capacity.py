@@ -6,7 +6,7 @@ from live.engines.backend import EngineFacts
 from qlm_sim.core.types import ModelOnInstance
 
 
-def fitted(promised: ModelOnInstance, facts: EngineFacts | None, model: str) -> ModelOnInstance:
+def fitted(promised: ModelOnInstance, facts: EngineFacts | None) -> ModelOnInstance:
     """``promised`` with the engine's own KV capacity and limits."""
     if facts is None:
         return promised

@@ -17,6 +17,8 @@ from live.engines.wire import Exchange, Wire
 from live.jobs import COMPLETIONS
 
 HEALTH_S = 5.0
+SERVER_INFO_S = 60.0
+"""vLLM looks at the whole machine before it answers the first time."""
 CONTROL_S = 600.0
 """Sleeping and waking move whole models."""
 
@@ -89,7 +91,7 @@ class HttpBackend:
         entry = models[names.index(self._served_model)]
         cache = metric_labels(await self._maybe("/metrics") or "", "vllm:cache_config_info")
         version = await self._maybe("/version")
-        limits = _limits(await self._maybe("/server_info?config_format=json"))
+        limits = _limits(await self._maybe("/server_info?config_format=json", SERVER_INFO_S))
         return EngineFacts(
             version=_decode(version).get("version") if version else None,
             max_model_len=entry.get("max_model_len"),
@@ -114,9 +116,9 @@ class HttpBackend:
         await self._order("POST", "/collective_rpc", CONTROL_S, {"method": "reload_weights"})
         await self._order("POST", "/wake_up?tags=kv_cache", CONTROL_S)
 
-    async def _maybe(self, path: str) -> str | None:
+    async def _maybe(self, path: str, timeout_s: float = HEALTH_S) -> str | None:
         """What the server says there, or None if it does not know the path."""
-        status, text = await self._ask("GET", path, HEALTH_S)
+        status, text = await self._ask("GET", path, timeout_s)
         return text if status == 200 else None
 
     async def _order(self, method: str, path: str, timeout_s: float, body: Any = None) -> str:

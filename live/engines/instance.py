@@ -185,7 +185,6 @@ class Instance:
                     await self._residency.stop(kill=True)
                     await asyncio.sleep(delay_s)
                 backend = await self._residency.start(self._resident)
-                facts = await backend.facts()
                 break
             except EngineError as error:
                 log.error("engine %s does not start: %s", self.id, error)
@@ -194,8 +193,7 @@ class Instance:
         self._backend = backend
         self.model = self._resident
         self.models = {
-            name: fitted(promised, facts if name == self.model else self._residency.facts_of(name), name)
-            for name, promised in self.models.items()
+            name: fitted(promised, self._residency.facts_of(name)) for name, promised in self.models.items()
         }
         self.status = Status.UP
         self._misses = 0

@@ -44,7 +44,7 @@ class Residency(Protocol):
         ...
 
     def facts_of(self, model: str) -> EngineFacts | None:
-        """What was learnt of a model that is not loaded now."""
+        """What its engine told of itself, if the model was ever loaded."""
         ...
 
     async def stop(self, *, kill: bool) -> None: ...
@@ -68,7 +68,8 @@ class Sleepers:
         for name in sorted(self._servers, key=lambda name: (name == model, name)):
             server = self._servers[name]
             await server.start(name)
-            self._facts[name] = await server.backend.facts()
+            if name not in self._facts:
+                self._facts[name] = await server.backend.facts()
             if len(self._servers) > 1:
                 asleep = await server.backend.asleep()
                 if name == model and asleep:
@@ -107,7 +108,8 @@ class Restarter:
 
     async def start(self, model: str) -> Backend:
         await self._server.start(model)
-        self._facts[model] = await self._server.backend.facts()
+        if model not in self._facts:
+            self._facts[model] = await self._server.backend.facts()
         return self._server.backend
 
     async def swap(self, old: str, new: str) -> Backend:
