@@ -4,7 +4,7 @@ Knows requests and SLO classes; nothing of events, policies or files.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from functools import cached_property
 
@@ -71,19 +71,28 @@ class RequestColumns:
         """Refused or failed: neither finished nor still in the system."""
         return np.greater(self.state, State.FINISHED)
 
-    @cached_property
+    @property
     def ttft_s(self) -> FloatColumn:
         return self.first_token_s - self.arrival_s
 
-    @cached_property
+    @property
     def e2e_s(self) -> FloatColumn:
         return self.finished_s - self.arrival_s
 
-    @cached_property
+    @property
     def tpot_s(self) -> FloatColumn:
         """(E2E - TTFT) / (output tokens - 1): NaN for outputs of one token and for the unfinished."""
         steps = np.where(self.output_tokens > 1, self.output_tokens - 1, np.nan)
         return np.asarray((self.e2e_s - self.ttft_s) / steps, dtype=np.float64)
+
+    def part(self, rows: slice) -> "RequestColumns":
+        """Some of the rows, without copying them."""
+        columns = {
+            field.name: getattr(self, field.name)[rows]
+            for field in fields(self)
+            if field.name == "ids" or isinstance(getattr(self, field.name), np.ndarray)
+        }
+        return replace(self, **columns)
 
     def of_class(self, name: str) -> Mask:
         """The rows of one SLO class; none where no request of that class arrived."""

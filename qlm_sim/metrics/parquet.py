@@ -46,10 +46,9 @@ def write_requests(path: Path, runs: Iterable[PolicyRun]) -> None:
     )
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for run in runs:
-            met = run.requests.slo_met(run.slo_classes)
             for start in range(0, len(run.requests), _ROW_GROUP):
-                rows = slice(start, start + _ROW_GROUP)
-                columns = _columns(run.name, run.requests, rows) | {"slo_met": met[rows]}
+                requests = run.requests.part(slice(start, start + _ROW_GROUP))
+                columns = _columns(run.name, requests) | {"slo_met": requests.slo_met(run.slo_classes)}
                 arrays = [
                     # A code below 0 and a NaN (from_pandas) become null.
                     pa.DictionaryArray.from_arrays(pa.array(value[0], mask=value[0] < 0), value[1])
@@ -60,24 +59,23 @@ def write_requests(path: Path, runs: Iterable[PolicyRun]) -> None:
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _columns(policy: str, requests: RequestColumns, rows: slice) -> dict[str, Any]:
+def _columns(policy: str, requests: RequestColumns) -> dict[str, Any]:
     """Plain arrays, and (codes, words) for the columns of few different words."""
-    arrival_s = requests.arrival_s[rows]
     return {
-        "policy": (np.zeros(len(arrival_s), dtype=np.int32), [policy]),
-        "id": requests.ids[rows],
-        "model": (requests.model_index[rows], list(requests.models)),
-        "slo_class": (requests.class_index[rows], list(requests.class_names)),
-        "arrival_s": arrival_s,
-        "prompt_tokens": requests.prompt_tokens[rows],
-        "output_tokens": requests.output_tokens[rows],
-        "first_token_s": requests.first_token_s[rows],
-        "finished_s": requests.finished_s[rows],
-        "instance": (requests.instance_index[rows], list(requests.instances)),
-        "attempts": requests.attempts[rows],
-        "evictions": requests.evictions[rows],
-        "status": (np.maximum(requests.state[rows].astype(np.int32) - State.FINISHED + 1, 0), _STATUS),
-        "ttft_s": requests.ttft_s[rows],
-        "tpot_s": requests.tpot_s[rows],
-        "e2e_s": requests.e2e_s[rows],
+        "policy": (np.zeros(len(requests), dtype=np.int32), [policy]),
+        "id": requests.ids,
+        "model": (requests.model_index, list(requests.models)),
+        "slo_class": (requests.class_index, list(requests.class_names)),
+        "arrival_s": requests.arrival_s,
+        "prompt_tokens": requests.prompt_tokens,
+        "output_tokens": requests.output_tokens,
+        "first_token_s": requests.first_token_s,
+        "finished_s": requests.finished_s,
+        "instance": (requests.instance_index, list(requests.instances)),
+        "attempts": requests.attempts,
+        "evictions": requests.evictions,
+        "status": (np.maximum(requests.state.astype(np.int32) - State.FINISHED + 1, 0), _STATUS),
+        "ttft_s": requests.ttft_s,
+        "tpot_s": requests.tpot_s,
+        "e2e_s": requests.e2e_s,
     }

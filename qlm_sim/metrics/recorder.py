@@ -26,6 +26,7 @@ from qlm_sim.core.events import (
     RequestFailed,
     RequestFinished,
 )
+from qlm_sim.core.ids import Ids
 from qlm_sim.core.types import InstanceSpec, Request
 from qlm_sim.metrics.columns import RequestColumns, State
 from qlm_sim.metrics.series import EngineSampler, EngineSeries, InstanceTimeline, LoadSampler, LoadSeries
@@ -33,6 +34,21 @@ from qlm_sim.metrics.series import EngineSampler, EngineSeries, InstanceTimeline
 _BATCH_SETTLES = 256
 _BLOCK_ROWS = 8192
 _WAITING, _SENT, _RUNNING, _FINISHED, _REJECTED, _FAILED = (int(state) for state in State)
+
+_COLUMNS: dict[str, tuple[str, type[np.generic]]] = {
+    "arrival_s": ("_arrival_s", np.float64),
+    "prompt_tokens": ("_prompt_tokens", np.int32),
+    "output_tokens": ("_output_tokens", np.int32),
+    "model_index": ("_model", np.int32),
+    "class_index": ("_class", np.int32),
+    "first_token_s": ("_first_token_s", np.float64),
+    "finished_s": ("_finished_s", np.float64),
+    "instance_index": ("_instance", np.int32),
+    "attempts": ("_attempts", np.int32),
+    "evictions": ("_evictions", np.int32),
+    "state": ("_state", np.int8),
+}
+"""Where the recorder holds each column of RequestColumns while the run goes, and what it becomes."""
 
 
 class _Codes(dict[str, int]):
@@ -71,7 +87,7 @@ class RunRecorder:
         """The rows of requests still in the system."""
         self._models, self._classes, self._instances = _Codes(), _Codes(), _Codes()
         # Filled in at arrival.
-        self._ids: list[str] = []
+        self._ids = Ids()
         self._arrival_s = array("d")
         self._prompt_tokens = array("i")
         self._model = array("i")
@@ -102,30 +118,34 @@ class RunRecorder:
 
     def requests(self) -> RequestColumns:
         """Every request that arrived until now."""
+        return self._columns(release=False)
+
+    def hand_over(self) -> RequestColumns:
+        """Every request, when all is recorded: what is handed over is not held here any longer."""
+        return self._columns(release=True)
+
+    def _columns(self, release: bool) -> RequestColumns:
         self._read()
-        rows = len(self._ids)
-        ints = {
-            name: np.array(column[:rows], dtype=np.int32)
-            for name, column in {
-                "model_index": self._model,
-                "class_index": self._class,
-                "prompt_tokens": self._prompt_tokens,
-                "output_tokens": self._output_tokens,
-                "instance_index": self._instance,
-                "attempts": self._attempts,
-                "evictions": self._evictions,
-            }.items()
-        }
+        rows = len(self._class)
+        columns = {}
+        for name, (held_as, kind) in _COLUMNS.items():
+            held = getattr(self, held_as)
+            if isinstance(held, array):
+                column = np.frombuffer(held, kind)[:rows]
+                columns[name] = column if release else column.copy()
+            else:
+                columns[name] = np.fromiter(held, kind, rows)
+            if release:
+                setattr(self, held_as, array(held.typecode) if isinstance(held, array) else [])
+        ids = self._ids
+        if release:
+            self._ids = Ids()
         return RequestColumns(
-            ids=self._ids[:],
+            ids=ids if release else Ids(ids),
             models=tuple(self._models),
             class_names=tuple(self._classes),
             instances=tuple(self._instances),
-            arrival_s=np.array(self._arrival_s),
-            first_token_s=np.array(self._first_token_s[:rows]),
-            finished_s=np.array(self._finished_s[:rows]),
-            state=np.array(self._state[:rows], dtype=np.int8),
-            **ints,
+            **columns,
         )
 
     def load(self) -> LoadSeries:

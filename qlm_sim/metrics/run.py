@@ -34,13 +34,14 @@ def conclude(
     end_s: float,
     plans: Sequence[PlanExplanation] = (),
 ) -> PolicyRun:
-    """Take from the recorder what will be reported, so that the recorder itself can go."""
+    """Take from the recorder what will be reported: it has no requests left afterwards."""
+    requests = recorder.hand_over()
     return PolicyRun(
         name=name,
         slo_classes=tuple(slo_classes),
         end_s=end_s,
-        summary=summarise(recorder, slo_classes, end_s),
-        requests=recorder.requests(),
+        summary=summarise(requests, recorder, slo_classes, end_s),
+        requests=requests,
         load=recorder.load(),
         engines=recorder.engines(),
         timelines=recorder.timelines(),

@@ -1,6 +1,7 @@
 """A run in figures: the keys of summary.json under one policy, and how each is defined.
 
-Knows a recorder and the SLO classes; nothing of policies or files. None stands for what has no value.
+Knows the requests, the recorder and the SLO classes; nothing of policies or files. None stands for what
+has no value.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,11 @@ from qlm_sim.metrics.saturation import saturation
 Summary = dict[str, Any]
 
 
-def summarise(recorder: RunRecorder, slo_classes: Sequence[SloClass], end_s: float) -> Summary:
-    """The figures of a run that was stopped, or had nothing left to do, at ``end_s``.
+def summarise(
+    requests: RequestColumns, recorder: RunRecorder, slo_classes: Sequence[SloClass], end_s: float
+) -> Summary:
+    """The figures of a run that was stopped, or had nothing left to do, at ``end_s``. ``requests`` are the
+    recorder's.
 
     * ``requests`` = ``finished`` + ``unfinished`` + ``rejected``. Failed and cancelled requests count
       as rejected. Requests are those that arrived before ``end_s``.
@@ -34,7 +38,6 @@ def summarise(recorder: RunRecorder, slo_classes: Sequence[SloClass], end_s: flo
       ``preemptions``: by engines short of KV blocks.
     * ``saturated`` and ``saturation``: see qlm_sim.metrics.saturation.
     """
-    requests = recorder.requests()
     met = requests.slo_met(slo_classes)
     start_s, stop_s = _window(requests, end_s)
     makespan_s = stop_s - start_s

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qlm_sim.core.types import SloClass
 from qlm_sim.errors import InputError
 from qlm_sim.workload.arrivals import arrival_times, parse_arrivals, rescale
-from qlm_sim.workload.workload import Trace, Workload, unique_ids
+from qlm_sim.workload.workload import Trace, Workload, drawn_ids
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -91,17 +91,23 @@ def build_workload(
     rows, model, prompt = chosen.rows[order], chosen.model[order], chosen.prompt_tokens[order]
     room = limits[model] - prompt
     workload = Workload(
-        ids=unique_ids([trace.ids[row] for row in rows.tolist()]),
+        ids=drawn_ids(trace.ids, rows),
         arrival_s=arrival_s[order],
-        prompt_tokens=prompt,
-        output_tokens=trace.output_tokens[rows],
-        max_tokens=room if trace.max_tokens is None else np.minimum(room, trace.max_tokens[rows]),
+        prompt_tokens=_small(prompt),
+        output_tokens=_small(trace.output_tokens[rows]),
+        max_tokens=_small(room if trace.max_tokens is None else np.minimum(room, trace.max_tokens[rows])),
         models=models,
-        model_index=model,
+        model_index=_small(model),
         slo_classes=tuple(slo_classes),
-        slo_index=chosen.slo[order],
+        slo_index=_small(chosen.slo[order]),
     )
     return workload, notes
+
+
+def _small(column: Ints) -> NDArray[np.int32]:
+    """Half the memory, for as long as the run lasts. Token counts and indices are far below 2**31, but for
+    a max_model_len that means no limit."""
+    return np.minimum(column, np.iinfo(np.int32).max).astype(np.int32)
 
 
 class _Chooser:

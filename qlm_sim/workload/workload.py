@@ -6,11 +6,19 @@ clairvoyant policy read them. ``requests`` yields what a scheduler may see.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qlm_sim.core.ids import Ids
 from qlm_sim.core.types import Request, SloClass
+
+Counts = NDArray[np.integer[Any]]
+"""Whole numbers, of whatever width holds them."""
+
+_CHUNK = 65536
+"""Rows at a time that are made into objects, so that long runs stay small."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +64,23 @@ class Workload:
 
     ids: Sequence[str]
     arrival_s: NDArray[np.float64]
-    prompt_tokens: NDArray[np.int64]
-    output_tokens: NDArray[np.int64]
-    max_tokens: NDArray[np.int64]
+    prompt_tokens: Counts
+    output_tokens: Counts
+    max_tokens: Counts
     models: tuple[str, ...]
-    model_index: NDArray[np.int64]
+    model_index: Counts
     slo_classes: tuple[SloClass, ...]
-    slo_index: NDArray[np.int64]
+    slo_index: Counts
 
     def __len__(self) -> int:
         return len(self.arrival_s)
 
     def requests(self) -> Iterator[tuple[Request, int]]:
-        """Each request with its true output length, made one by one so that long runs stay small."""
+        """Each request with its true output length, made when it is asked for."""
         names = [slo.name for slo in self.slo_classes]
         slo_s = [scheduling_slo_s(slo) for slo in self.slo_classes]
-        chunk = 65536
-        for start in range(0, len(self), chunk):
-            part = slice(start, start + chunk)
+        for start in range(0, len(self), _CHUNK):
+            part = slice(start, start + _CHUNK)
             slos = self.slo_index[part].tolist()
             requests = map(
                 Request,
@@ -95,6 +102,25 @@ def scheduling_slo_s(slo: SloClass) -> float:
     if slo.e2e_s is not None:
         return slo.e2e_s
     return float("inf")
+
+
+def drawn_ids(ids: Sequence[str], rows: NDArray[np.int64]) -> Ids:
+    """The ids of these rows of a trace; each further time that a row stands there it gets "#2", "#3", ..."""
+    if len(set(ids)) < len(ids) or any("#" in each for each in ids):
+        return Ids(unique_ids([ids[row] for row in rows.tolist()]))
+    order = np.argsort(rows, kind="stable")
+    drawn = rows[order]
+    first = np.r_[True, drawn[1:] != drawn[:-1]]
+    places = np.arange(len(rows))
+    times = np.empty(len(rows), dtype=np.int64)
+    times[order] = places - np.maximum.accumulate(np.where(first, places, 0)) + 1
+    return Ids(
+        ids[row] if time == 1 else f"{ids[row]}#{time}"
+        for start in range(0, len(rows), _CHUNK)
+        for row, time in zip(
+            rows[start : start + _CHUNK].tolist(), times[start : start + _CHUNK].tolist(), strict=True
+        )
+    )
 
 
 def unique_ids(ids: list[str]) -> list[str]:

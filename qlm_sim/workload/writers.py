@@ -8,14 +8,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
-from numpy.typing import NDArray
 
 from qlm_sim.errors import InputError
-from qlm_sim.workload.workload import Trace, Workload
+from qlm_sim.workload.workload import Counts, Trace, Workload
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -63,5 +61,5 @@ def _table(requests: Trace | Workload) -> pa.Table:
     return pa.table(columns)
 
 
-def _names(names: Sequence[str], index: NDArray[np.int64]) -> pa.Array:
+def _names(names: Sequence[str], index: Counts) -> pa.Array:
     return pa.array(names, pa.string()).take(pa.array(index))

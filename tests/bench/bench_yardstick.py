@@ -12,11 +12,11 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-from cluster.lab import workload
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from qlm_sim.cluster.simulation import simulate
-from qlm_sim.core.types import InstanceSpec
+from qlm_sim.core.ids import Ids
+from qlm_sim.core.types import InstanceSpec, SloClass
 from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.models.deployment import deploy
 from qlm_sim.models.engine_config import EngineConfig
@@ -43,8 +43,17 @@ def requests(count: int, instances: int) -> Workload:
     else:
         prompt = np.clip(rng.lognormal(np.log(959) - 0.5, 1.0, count), 8, 3500).astype(int)
         output = np.clip(rng.lognormal(np.log(283) - 0.32, 0.8, count), 2, LONGEST - prompt).astype(int)
-    arrival = np.cumsum(rng.exponential(1 / (RATE_PER_INSTANCE_RPS * instances), count))
-    return workload(list(zip(arrival.tolist(), prompt.tolist(), output.tolist(), strict=True)))
+    return Workload(
+        ids=Ids(f"r{number:0{len(str(count - 1))}}" for number in range(count)),
+        arrival_s=np.cumsum(rng.exponential(1 / (RATE_PER_INSTANCE_RPS * instances), count)),
+        prompt_tokens=prompt.astype(np.int32),
+        output_tokens=output.astype(np.int32),
+        max_tokens=(LONGEST - prompt).astype(np.int32),
+        models=("m",),
+        model_index=np.zeros(count, dtype=np.int32),
+        slo_classes=(SloClass("interactive", ttft_s=20.0),),
+        slo_index=np.zeros(count, dtype=np.int32),
+    )
 
 
 def loop(policy: str, trace: Workload, count: int) -> tuple[RunRecorder, float]:

@@ -1,5 +1,7 @@
 """Laws of the recorder: what it keeps follows from the event log, whatever the order of a settle."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,7 +44,7 @@ def test_one_request_is_timed_from_arrival_to_finish():
     assert rows.ttft_s.tolist() == [2.0]
     assert rows.e2e_s.tolist() == [6.0]
     assert rows.tpot_s.tolist() == [1.0]  # (6 - 2) / (5 - 1)
-    assert (rows.ids, rows.instances, rows.attempts.tolist()) == (["a"], ("i0",), [1])
+    assert (list(rows.ids), rows.instances, rows.attempts.tolist()) == (["a"], ("i0",), [1])
 
 
 def test_evicted_and_resumed_request_keeps_its_first_ttft():
@@ -114,6 +116,20 @@ def test_refused_failed_and_cancelled_requests_leave_the_queue():
     rows = recorder.requests()
     assert rows.state.tolist() == [State.REJECTED, State.FAILED, State.FAILED]
     assert recorder.load().waiting[-1].tolist() == [0]
+
+
+def test_requests_handed_over_are_those_read_before_and_held_once():
+    recorder = RunRecorder()
+    recorder.record(0.0, [RequestArrived(request(name)) for name in "abc"], [Pull("b", 1, "i0")])
+    recorder.record(1.0, [FirstToken("b", 1, "i0")], [])
+    before, after = recorder.requests(), recorder.hand_over()
+    for field in dataclasses.fields(before):
+        assert list(getattr(before, field.name)) == pytest.approx(
+            list(getattr(after, field.name)), nan_ok=True
+        )
+    assert after.part(slice(1, 3)).ids == ["b", "c"]
+    assert after.part(slice(1, 3)).state.tolist() == [State.RUNNING, State.WAITING]
+    assert len(recorder.requests()) == 0
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,7 +17,7 @@ from qlm_sim.workload import files
 from qlm_sim.workload.readers import read_trace
 from qlm_sim.workload.sharegpt import read_sharegpt
 from qlm_sim.workload.tokenizers import TokenCounter, load_tokenizer
-from qlm_sim.workload.workload import Trace, unique_ids
+from qlm_sim.workload.workload import Trace, drawn_ids, unique_ids
 
 ROOT = Path(__file__).parents[2]
 CHARACTERS = TokenCounter(0, lambda texts: [len(text) for text in texts])
@@ -135,6 +135,16 @@ def test_progress_ends_at_the_size_of_the_file(tmp_path):
 
 def test_repeated_conversation_ids_are_told_apart():
     assert unique_ids(["a", "b", "a", "a#2", "a"]) == ["a", "b", "a#3", "a#2", "a#4"]
+
+
+@given(st.lists(st.integers(0, 4)))
+def test_rows_drawn_again_are_told_apart_as_repeated_ids_are(rows):
+    ids = ["a", "b", "c", "d", "e"]
+    drawn = drawn_ids(ids, np.array(rows, dtype=np.int64))
+    assert list(drawn) == unique_ids([ids[row] for row in rows])
+    assert list(drawn_ids([*ids, "a#2"], np.array([*rows, 5]))) == unique_ids(
+        [*(ids[row] for row in rows), "a#2"]
+    )
 
 
 def test_default_tokenizer_counts_as_mistral_does():
