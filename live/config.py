@@ -36,6 +36,10 @@ class GatewayConfig:
     drain_s: float = 30.0
     """How long running work may go on after SIGTERM."""
     log: Literal["json", "text"] = "json"
+    log_requests: bool = True
+    """One line of the log for each request that is over."""
+    admin_key: str | None = None
+    """Key for /metrics and /dashboard, which show all tenants; None leaves them open."""
 
 
 @dataclass(frozen=True, slots=True)

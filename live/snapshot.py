@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from live.engines.instance import Instance
+from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State
 from qlm_sim.core.manager import QueueManager
 
@@ -16,11 +17,11 @@ def snapshot(core: QueueManager, instances: Mapping[str, Instance], now: float) 
         "waiting": waiting,
         "running": len(core.requests) - waiting,
         "stale_events": core.stale_events,
-        "instances": [_instance(core, each) for each in instances.values()],
+        "instances": [_instance(core, each, now) for each in instances.values()],
     }
 
 
-def _instance(core: QueueManager, instance: Instance) -> dict[str, Any]:
+def _instance(core: QueueManager, instance: Instance, now: float) -> dict[str, Any]:
     ledger = core.ledgers.get(instance.id)
     report = ledger.reported if ledger is not None else None
     return {
@@ -45,15 +46,12 @@ def _instance(core: QueueManager, instance: Instance) -> dict[str, Any]:
         "kv_utilization": report.kv_utilization if report is not None else None,
         "engine_waiting": report.waiting if report is not None else None,
         "preemptions": report.preemptions if report is not None else None,
-        "queue": _queue(core, instance.id) if ledger is not None else [],
+        "queue": _queue(core, ledger, now) if ledger is not None else [],
     }
 
 
-def _queue(core: QueueManager, instance_id: str) -> list[dict[str, Any]]:
-    """The virtual queue, where the policy has one."""
-    queue = getattr(core.policy, "queue", None)
-    if queue is None:
-        return []
+def _queue(core: QueueManager, ledger: InstanceLedger, now: float) -> list[dict[str, Any]]:
+    """The line that the instance serves: its virtual queue, where the policy has one for each."""
     return [
         {
             "group": group.id,
@@ -65,5 +63,5 @@ def _queue(core: QueueManager, instance_id: str) -> list[dict[str, Any]]:
             "first_deadline_at": group.first_deadline,
             "last_deadline_at": group.last_deadline,
         }
-        for group in queue(instance_id)
+        for group in core.policy.order(ledger, now)
     ]

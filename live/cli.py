@@ -1,0 +1,47 @@
+"""The command line ``qlm-live``: results on stdout, talk on stderr.
+
+Bad input is one line and exit status 2, Ctrl-C is 130; any other exception is a bug and keeps its traceback.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from live.commands import serve
+from qlm_sim import __version__
+from qlm_sim.cli.parser import Parser
+from qlm_sim.errors import InputError
+
+_EXAMPLES = """examples:
+  qlm-live serve live.toml              the OpenAI-compatible gateway in front of your engines
+  qlm-live serve live.toml --dry-run    only check the configuration
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    try:
+        args = build_parser().parse_args(argv)
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except InputError as error:
+        print(f"qlm-live: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("qlm-live: error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser(prog="qlm-live", description="Queue management for LLM serving, live.", epilog=_EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"qlm-live {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (serve,):
+        command.add_to(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

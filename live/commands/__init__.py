@@ -1,0 +1,1 @@
+"""The commands of ``qlm-live``, one file each."""

@@ -1,0 +1,58 @@
+"""``qlm-live serve``: the gateway in front of the engines of a configuration."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from qlm_sim.cli.parser import Commands
+
+_EXAMPLES = """examples:
+  qlm-live serve live.toml
+  qlm-live serve live.toml --port 9000 --record events.jsonl
+  qlm-live serve live.toml --dry-run
+
+A configuration needs a model and an engine:
+  [[model]]
+  name = "llama-2-7b"
+  [[engine]]
+  id = "gpu-0"
+  models = ["llama-2-7b"]
+  url = "http://127.0.0.1:8101"       # a running vLLM server
+docs/deploy.md explains every key.
+"""
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve an OpenAI-compatible API in front of engines",
+        description="Serve an OpenAI-compatible API, with the scheduler in front of the engines.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
+    parser.add_argument("--host", help="address to listen on, in place of gateway.host")
+    parser.add_argument("--port", type=int, help="port to listen on, in place of gateway.port")
+    parser.add_argument("--record", type=Path, metavar="EVENTS", help="write the event log of the run")
+    parser.add_argument("--dry-run", action="store_true", help="only check the configuration")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    from dataclasses import replace
+
+    from live.config import load_config
+
+    config = load_config(args.config)
+    gateway = config.gateway
+    if args.host is not None:
+        gateway = replace(gateway, host=args.host)
+    if args.port is not None:
+        gateway = replace(gateway, port=args.port)
+    config = replace(config, gateway=gateway)
+    if args.dry_run:
+        from live.gateway.described import describe
+
+        print(describe(config))
+        return 0
+    from live.gateway.server import serve
+
+    return serve(config, args.record)

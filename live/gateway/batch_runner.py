@@ -1,0 +1,341 @@
+"""Works off the batches of the store, on the leader alone.
+
+Lines stay in the store and trickle into the scheduler: of each tenant at most ``batch.window`` are there at
+once, those of the batch that expires first in front, so that memory and the time of a decision do not grow
+with the backlog. A line's answer is in the store before its place is given to another. A new leader takes
+over what the last one had claimed; nothing is lost by a death at any point, and the store keeps one answer a
+line.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+from live.config import LiveConfig
+from live.gateway.answers import AnswerHead, whole
+from live.gateway.batch_lines import EXPIRED as EXPIRED_ERROR
+from live.gateway.batch_lines import LineReader, answered, unanswered
+from live.gateway.batches import window_seconds
+from live.gateway.bodies import check, parse
+from live.gateway.completions import JobMaker
+from live.gateway.errors import ApiError
+from live.gateway.intake import Entry, Intake
+from live.gateway.metrics import wall_seconds
+from live.gateway.pace import LinePace
+from live.gateway.slo import SloResolver
+from live.gateway.tenants import Tenants
+from live.jobs import Delta, Failed, Finished
+from live.store.interface import (
+    CANCELLED,
+    CANCELLING,
+    COMPLETED,
+    EXPIRED,
+    FAILED,
+    FINALIZING,
+    IN_PROGRESS,
+    VALIDATING,
+    BatchRecord,
+    Counts,
+    FileRecord,
+    Line,
+    Result,
+    Store,
+)
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""How often the store is asked for batches that another gateway accepted, and for expiry."""
+PIECE = 500
+"""Lines written to the store at once."""
+BREATH = 16
+"""Lines validated between two chances for interactive requests to be served."""
+TRIES = 5
+"""Times that a line may fail for the server's own reasons."""
+RETRY_S = 1.0
+
+
+class BatchRunner:
+    """Start ``run`` as a task; cancel it to stop. What was claimed stays so, for the next leader."""
+
+    def __init__(
+        self,
+        config: LiveConfig,
+        store: Store,
+        intake: Intake,
+        tenants: Tenants,
+        maker: JobMaker,
+        owner: str,
+        since_start: Callable[[float], float],
+    ) -> None:
+        """``owner``: this life of this gateway. ``since_start``: wall time to the service's time."""
+        self.draining = False
+        self.lines: dict[str, int] = {"queued": 0, "running": 0}
+        """Lines of unfinished batches, for the metrics."""
+        self.pace = LinePace()
+        self._store = store
+        self._intake = intake
+        self._tenants = tenants
+        self._maker = maker
+        self._owner = owner
+        self._since_start = since_start
+        self._window = config.batch.window
+        self._max_requests = config.batch.max_requests
+        self._class = config.batch_class
+        self._slo = SloResolver(config)
+        self._woken = asyncio.Event()
+        self._steps: dict[str, asyncio.Task[None]] = {}
+        """Work on whole batches: validating, finalizing."""
+        self._running: dict[str, dict[int, asyncio.Task[None]]] = {}
+        """Lines under way, by batch and number."""
+        self._of_tenant: dict[str, int] = {}
+        """Lines under way, by tenant."""
+        self._recovered: dict[str, list[Line]] = {}
+        """Lines that the last leader had claimed and this one has not started yet."""
+        self._seen: set[str] = set()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def run(self) -> None:
+        try:
+            while True:
+                self._woken.clear()
+                try:
+                    await self._round()
+                except Exception:
+                    log.exception("a round over the batches failed; trying again")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await self._woken.wait()
+        finally:
+            for task in [
+                *self._steps.values(),
+                *(t for each in self._running.values() for t in each.values()),
+            ]:
+                task.cancel()
+
+    async def _round(self) -> None:
+        queued = 0
+        now = wall_seconds()
+        for batch, counts in await self._store.open_batches():
+            if batch.id in self._steps:
+                continue
+            if batch.id not in self._seen:
+                self._recovered[batch.id] = await self._store.recover(batch.id, self._owner)
+                self._seen.add(batch.id)
+            queued += counts.left
+            if batch.status == VALIDATING:
+                self._begin(batch, self._validate(batch))
+            elif batch.status == CANCELLING:
+                self._begin(batch, self._close(batch, CANCELLED, "cancelled_at"))
+            elif batch.status == FINALIZING:
+                self._begin(batch, self._close(batch, COMPLETED, "completed_at"))
+            elif now >= batch.expires_at:
+                self._begin(batch, self._expire(batch))
+            elif counts.left == 0:
+                await self._store.move_batch(batch.id, (IN_PROGRESS,), status=FINALIZING, finalizing_at=now)
+                self.wake()
+            elif not self.draining:
+                await self._feed(batch, counts)
+        running = sum(len(each) for each in self._running.values())
+        if not running:
+            self.pace.idle(self._intake.service.now())
+        self.lines = {"queued": max(0, queued - running), "running": running}
+
+    def _begin(self, batch: BatchRecord, work: Any) -> None:
+        async def step() -> None:
+            try:
+                await work
+            except Exception:
+                log.exception("batch %s: %s failed; trying again", batch.id, batch.status)
+                await asyncio.sleep(RETRY_S)
+            finally:
+                del self._steps[batch.id]
+                self.wake()
+
+        self._steps[batch.id] = asyncio.get_running_loop().create_task(step())
+
+    # Validating
+
+    async def _validate(self, batch: BatchRecord) -> None:
+        reader = LineReader(batch.endpoint, lambda raw: self._check(raw, batch.endpoint), self._max_requests)
+        held: list[Line] = []
+        async for line in reader.read(self._store.read_file(batch.input_file_id)):
+            held.append(line)
+            if len(held) % BREATH == 0:
+                await asyncio.sleep(0)
+            if len(held) == PIECE:
+                await self._store.add_lines(batch.id, held)
+                held = []
+        now = wall_seconds()
+        if reader.errors:
+            await self._store.move_batch(
+                batch.id, (VALIDATING,), status=FAILED, failed_at=now, errors=reader.errors
+            )
+            await self._store.drop_lines(batch.id)
+            return
+        await self._store.add_lines(batch.id, held)
+        await self._store.move_batch(batch.id, (VALIDATING,), status=IN_PROGRESS, in_progress_at=now)
+        log.info("batch %s: %d requests accepted", batch.id, reader.lines)
+
+    def _check(self, raw: bytes, endpoint: str) -> None:
+        body = parse(raw)
+        fields = check(body, endpoint)
+        if fields.stream:
+            raise ApiError(400, "stream: found true, expected no streaming in a batch.", param="stream")
+        self._maker.check_model(fields.model)
+
+    # Working off
+
+    async def _feed(self, batch: BatchRecord, counts: Counts) -> None:
+        room = self._window - self._of_tenant.get(batch.tenant, 0)
+        recovered = self._recovered.pop(batch.id, [])
+        if recovered:
+            taken, rest = recovered[: max(0, room)], recovered[max(0, room) :]
+            if rest:
+                self._recovered[batch.id] = rest
+        elif room >= min(self._window // 8 + 1, counts.left):
+            taken = await self._store.claim(batch.id, self._owner, room)
+        else:
+            taken = []
+        running = self._running.setdefault(batch.id, {})
+        for line in taken:
+            running[line.number] = asyncio.get_running_loop().create_task(self._answer(batch, line))
+            self._of_tenant[batch.tenant] = self._of_tenant.get(batch.tenant, 0) + 1
+
+    async def _answer(self, batch: BatchRecord, line: Line) -> None:
+        try:
+            for tried in range(TRIES):
+                result = await self._try(batch, line, tried)
+                if result is not None:
+                    await self._store.finish(batch.id, result)
+                    self.pace.answered(self._intake.service.now())
+                    return
+                await asyncio.sleep(RETRY_S * 2**tried)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("batch %s: line %d failed", batch.id, line.number + 1)
+            await self._store.finish(batch.id, unanswered(line, "internal_error", "The server failed."))
+        finally:
+            running = self._running[batch.id]
+            del running[line.number]
+            self._of_tenant[batch.tenant] -= 1
+            room = self._window - self._of_tenant[batch.tenant]
+            if room > self._window // 8 or not running:
+                self.wake()
+
+    async def _try(self, batch: BatchRecord, line: Line, tried: int) -> Result | None:
+        """The answer; None where the server itself failed and another try may do better."""
+        answer_id = f"{batch.id}-{line.number}" + (f"-{tried}" if tried else "")
+        tenant = self._tenants.by_name(batch.tenant)
+        slo = self._slo.of_class(self._class, window_seconds(batch.completion_window))
+        entries: list[Entry] = []
+        try:
+            body = parse(line.body)
+            fields = check(body, batch.endpoint)
+            self._maker.check_model(fields.model)
+            jobs = self._maker.jobs(
+                body,
+                fields,
+                batch.endpoint,
+                answer_id,
+                slo=slo,
+                tenant=tenant.name,
+                arrived_at=self._since_start(batch.created_at),
+            )
+            entries.extend(self._intake.submit(job, tenant, slo, batch=True) for job in jobs)
+            pieces, ends = [], []
+            for entry in entries:
+                deltas, end = await self._output(entry)
+                pieces.append(deltas)
+                ends.append(end)
+            head = AnswerHead(answer_id, batch.endpoint, fields.model, None)
+            return answered(line, 200, answer_id, whole(head, pieces, ends))
+        except ApiError as error:
+            if (error.status >= 500 or error.status == 429) and tried + 1 < TRIES:
+                return None
+            return answered(line, error.status, answer_id, error.json())
+        finally:
+            for entry in entries:
+                self._intake.over(entry, "cancelled")
+
+    async def _output(self, entry: Entry) -> tuple[list[Delta], Finished]:
+        deltas: list[Delta] = []
+        ticket = await entry.ticket()
+        while batch := await ticket.next_batch():
+            for output in batch:
+                if isinstance(output, Delta):
+                    deltas.append(output)
+                elif isinstance(output, Finished):
+                    self._intake.finished(entry, output)
+                    return deltas, output
+                elif isinstance(output, Failed):
+                    self._intake.over(entry, "failed")
+                    raise ApiError(output.status, output.reason)
+                else:
+                    self._intake.over(entry, "rejected")
+                    raise ApiError(429, "Refused by admission control.")
+        raise AssertionError(f"the output of {entry.id} ended without an end")
+
+    async def _halt(self, batch: BatchRecord) -> None:
+        """End the batch's lines that are under way. Answers that were on their way are kept."""
+        tasks = list(self._running.get(batch.id, {}).values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Closing
+
+    async def _expire(self, batch: BatchRecord) -> None:
+        await self._halt(batch)
+        self._recovered.pop(batch.id, None)
+        owner = f"{self._owner}-expiry"
+        left = await self._store.recover(batch.id, owner) or await self._store.claim(batch.id, owner, PIECE)
+        while left:
+            await asyncio.gather(
+                *(self._store.finish(batch.id, unanswered(line, *EXPIRED_ERROR)) for line in left)
+            )
+            left = await self._store.claim(batch.id, owner, PIECE)
+        await self._close(batch, EXPIRED, "expired_at")
+
+    async def _close(self, batch: BatchRecord, status: str, stamp: str) -> None:
+        """Write the output and error files, then give the batch its last state."""
+        await self._halt(batch)
+        files = {"output_file_id": (True, "output"), "error_file_id": (False, "error")}
+        changes: dict[str, Any] = {}
+        for field, (ok, kind) in files.items():
+            file_id = f"file-{batch.id.removeprefix('batch_')}-{kind}"
+            record = FileRecord(
+                id=file_id,
+                tenant=batch.tenant,
+                filename=f"{batch.id}_{kind}.jsonl",
+                purpose="batch_output",
+                bytes=0,
+                created_at=wall_seconds(),
+            )
+            written = await self._store.add_file(record, self._results(batch.id, ok))
+            if written.bytes:
+                changes[field] = file_id
+            else:
+                await self._store.delete_file(file_id)
+        await self._store.move_batch(
+            batch.id,
+            (IN_PROGRESS, FINALIZING, CANCELLING),
+            status=status,
+            **{stamp: wall_seconds()},
+            **changes,
+        )
+        await self._store.drop_lines(batch.id)
+        for held in (self._running, self._recovered):
+            held.pop(batch.id, None)
+        self._seen.discard(batch.id)
+        log.info("batch %s: %s", batch.id, status)
+
+    async def _results(self, batch_id: str, ok: bool) -> AsyncIterator[bytes]:
+        async for result in self._store.results(batch_id):
+            if result.ok == ok:
+                yield result.text + b"\n"

@@ -1,0 +1,147 @@
+"""The process that ``qlm-live serve`` is: an HTTP server around the gateway, drained on SIGTERM."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from live.build import make_service, scheduler_settings
+from live.config import LiveConfig
+from live.gateway.app import Gateway
+from live.gateway.logs import set_up_logs
+from live.service import Service
+from live.store import open_store
+from live.store.interface import StoreError
+from qlm_sim.errors import InputError
+from qlm_sim.event_log import EventLogWriter, LogHeader
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 1.0
+"""Between two writes of the event log."""
+
+
+def serve(config: LiveConfig, record: Path | None) -> int:
+    """Run until SIGTERM or SIGINT, then drain. Raises InputError where it cannot start."""
+    set_up_logs(config.gateway.log)
+    with asyncio.Runner(loop_factory=_uvloop()) as runner:
+        try:
+            runner.run(_serve(config, record))
+        except StoreError as error:
+            raise InputError(str(error)) from None
+    return 0
+
+
+def _uvloop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: draining comes first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(config: LiveConfig, record: Path | None) -> None:
+    listener = _listen(config)
+    writers: list[EventLogWriter] = []
+
+    def service() -> Service:
+        made = make_service(config)
+        if record is not None:
+            writers.append(_recorded(made, config, record))
+        return made
+
+    gateway = Gateway(config, await open_store(config.store.url), service, port=listener.getsockname()[1])
+    settings = uvicorn.Config(
+        gateway.app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=1,
+        ssl_certfile=config.gateway.tls_cert,
+        ssl_keyfile=config.gateway.tls_key,
+    )
+    if config.gateway.tls_cert is not None:
+        try:
+            settings.load()
+        except (ssl.SSLError, OSError) as error:
+            raise InputError(f"gateway.tls_cert, gateway.tls_key: {error}") from None
+    server = _Server(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop.set)
+    await gateway.start()
+    serving = loop.create_task(server.serve([listener]))
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if config.gateway.tls_cert else "http"
+    print(f"qlm-live: serving on {scheme}://{host}:{port}", file=sys.stderr, flush=True)
+    flushing = loop.create_task(_flush(writers))
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    log.info("draining")
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, _give_up, loop)
+    await gateway.close()
+    server.should_exit = True
+    await serving
+    flushing.cancel()
+    for writer in writers:
+        writer.close()
+
+
+def _give_up(loop: asyncio.AbstractEventLoop) -> None:
+    """A second signal: do not wait for the draining."""
+    log.warning("stopped while draining")
+    raise KeyboardInterrupt
+
+
+def _listen(config: LiveConfig) -> socket.socket:
+    """Listens before anything else is started, so that a port in use is an error at once."""
+    host, port = config.gateway.host, config.gateway.port
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        raise InputError(f"gateway.host, gateway.port: {host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def _recorded(service: Service, config: LiveConfig, path: Path) -> EventLogWriter:
+    header = LogHeader(
+        policy=config.scheduler.policy,
+        settings=scheduler_settings(config),
+        instances=(),
+        slo_classes=config.slo,
+    )
+    writer = EventLogWriter(path, header)
+    service.add_listener(writer.record)
+    return writer
+
+
+async def _flush(writers: list[EventLogWriter]) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        for writer in writers:
+            writer.flush()

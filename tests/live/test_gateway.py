@@ -1,0 +1,325 @@
+"""The gateway under load and under signals: waits told, excess refused, shares kept, nothing lost."""
+
+import json
+import shutil
+import signal
+import ssl
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_gateway import MODEL, GatewayProcess, engines, eventually, running_gateway
+
+TENANTS = """
+[[tenant]]
+name = "a"
+api_key = "key-a"
+[[tenant]]
+name = "b"
+api_key = "key-b"
+"""
+
+LONG = {"model": MODEL, "prompt": "Long", "max_tokens": 2000, "ignore_eos": True}
+SHORT = {"model": MODEL, "prompt": "Short", "max_tokens": 2}
+
+
+@contextmanager
+def in_background(gateway: GatewayProcess, bodies: list[dict[str, Any]], **headers: str) -> Iterator[None]:
+    """Requests that are under way while the block runs; their answers are dropped."""
+    answers: list[Any] = []
+
+    def ask(body: dict[str, Any]) -> None:
+        with suppress(OSError):  # the gateway may be stopped before it answers
+            answers.append(gateway.post("/v1/completions", {**body, "stream": True}, headers))
+
+    threads = [threading.Thread(target=ask, args=(body,), daemon=True) for body in bodies]
+    for thread in threads:
+        thread.start()
+    yield
+    for answer in answers:
+        answer.close()
+
+
+def queued(gateway: GatewayProcess, **headers: str) -> list[dict[str, Any]]:
+    waiting: list[dict[str, Any]] = gateway.get("/v1/queue", headers)["requests"]
+    return waiting
+
+
+def test_a_client_is_told_where_it_stands_and_how_long_it_will_take(tmp_path: Path) -> None:
+    with (
+        running_gateway(tmp_path, engines(slots=2, speed=2.0)) as gateway,
+        in_background(gateway, [LONG] * 8),
+    ):
+        eventually(lambda: len(queued(gateway)) == 6)
+        positions = [each["queue_position"] for each in queued(gateway)]
+        assert sorted(positions) == list(range(6))
+        waits = [each["estimated_wait_seconds"] for each in queued(gateway)]
+        assert all(wait > 0 for wait in waits)
+        answer = gateway.post("/v1/completions", {**SHORT, "stream": True}, {"x-qlm-progress": "0.1"})
+        assert int(answer.headers["x-qlm-queue-position"]) == 6
+        assert int(answer.headers["x-qlm-estimated-wait-ms"]) > 0
+        comments = [answer.readline().decode() for _ in range(4)]
+        assert comments[0].startswith(": queued position=6 estimated_wait_ms=")
+        assert comments[2].startswith(": queued position=")
+        found = gateway.get(f"/v1/queue/{answer.headers['x-request-id']}")
+        assert (found["status"], found["queue_position"]) == ("queued", 6)
+        answer.close()
+        eventually(lambda: len(queued(gateway)) == 6)  # a client that goes away leaves the queue
+
+
+def test_what_would_be_late_is_refused_with_the_time_to_come_again(tmp_path: Path) -> None:
+    config = (
+        engines(slots=1, speed=1.0)
+        + """
+[scheduler]
+policy = "vllm"
+[admission]
+refuse_late = true
+"""
+    )
+    many = {**LONG, "prompt": ["Long"] * 40}
+    with running_gateway(tmp_path, config) as gateway, in_background(gateway, [many]):
+        eventually(lambda: len(queued(gateway)) == 39)
+        refused = gateway.post("/v1/completions", SHORT, {"x-slo-ttft-ms": "1000"})
+        assert refused.status == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        error = json.loads(refused.read())["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "estimated_wait_too_long")
+        assert gateway.metric("qlm_refused_total", tenant="default", reason="late") == 1
+        patient = gateway.post("/v1/completions", {**SHORT, "stream": True}, {"x-slo-ttft-ms": "9000000"})
+        assert patient.status == 200
+        patient.close()
+
+
+def test_queues_and_rates_have_limits(tmp_path: Path) -> None:
+    tenants = TENANTS.replace('api_key = "key-a"', 'api_key = "key-a"\nmax_queued = 3').replace(
+        'api_key = "key-b"', 'api_key = "key-b"\nrate_rps = 0.2'
+    )
+    with running_gateway(tmp_path, engines(slots=2, speed=2.0) + tenants) as gateway:
+        key_a, key_b = ({"authorization": f"Bearer key-{name}"} for name in "ab")
+        with in_background(gateway, [LONG] * 3, **key_a):
+            eventually(lambda: gateway.metric("qlm_tenant_queued", tenant="a") == 3)
+            refused = gateway.post("/v1/completions", SHORT, key_a)
+            assert (refused.status, json.loads(refused.read())["error"]["code"]) == (429, "queue_full")
+            assert [
+                gateway.post("/v1/completions", {**SHORT, "stream": True}, key_b).status for _ in "12"
+            ] == [
+                200,
+                200,
+            ]
+            refused = gateway.post("/v1/completions", SHORT, key_b)
+            assert (refused.status, refused.headers["retry-after"]) == (429, "5")
+        large = gateway.post("/v1/completions", {"model": MODEL, "prompt": "x" * 40_000_000}, key_a)
+        assert large.status == 413
+
+
+def flooded_ttft_s(gateway: GatewayProcess, flood: int, probes: int) -> list[float]:
+    """Waits that tenant b's requests see, one after the other, while tenant a floods."""
+    body = {"model": MODEL, "prompt": ["Flood"] * flood, "max_tokens": 60, "ignore_eos": True}
+    waits = []
+    with in_background(gateway, [body] if flood else [], authorization="Bearer key-a"):
+        if flood:
+            eventually(lambda: gateway.metric("qlm_tenant_queued", tenant="a") == flood)
+        for _ in range(probes):
+            answer = gateway.post("/v1/completions", SHORT, {"authorization": "Bearer key-b"})
+            waits.append(int(answer.headers["x-qlm-wait-ms"]) / 1000)
+            answer.read()
+        if flood:
+            assert gateway.metric("qlm_tenant_queued", tenant="a") > flood / 3, "the flood must last"
+    return waits
+
+
+def test_a_flood_of_one_tenant_does_not_move_the_waits_of_another(tmp_path: Path) -> None:
+    """b waits for one turn of the engine at most, not for the hundreds that a has queued before it."""
+    with running_gateway(
+        tmp_path, engines(slots=4, speed=2.0) + TENANTS + "[fairness]\nwindow = 4\n"
+    ) as fair:
+        alone = max(flooded_ttft_s(fair, 0, 3))
+        waits = flooded_ttft_s(fair, 200, 5)
+    turn_s = 60 * 0.015 / 2.0  # 60 tokens, each about 15 ms of an A100, twice as fast
+    assert max(waits) < alone + 3 * turn_s
+    assert 200 / 4 * turn_s > 5 * max(waits), "in the line of arrivals it would have waited far longer"
+
+
+def batch_file(count: int, max_tokens: int = 40) -> bytes:
+    return b"\n".join(
+        json.dumps(
+            {
+                "custom_id": f"line-{number}",
+                "method": "POST",
+                "url": "/v1/completions",
+                "body": {**LONG, "prompt": f"Line {number}", "max_tokens": max_tokens},
+            }
+        ).encode()
+        for number in range(count)
+    )
+
+
+def start_batch(gateway: GatewayProcess, content: bytes, **headers: str) -> str:
+    boundary = "zwischen"
+    form = (
+        f'--{boundary}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+    ).encode() + content
+    request = urllib.request.Request(
+        f"{gateway.url}/v1/files",
+        form + f"\r\n--{boundary}--\r\n".encode(),
+        {"content-type": f"multipart/form-data; boundary={boundary}", **headers},
+    )
+    file_id = json.loads(urllib.request.urlopen(request).read())["id"]
+    body = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
+    batch_id: str = json.loads(gateway.post("/v1/batches", body, headers).read())["id"]
+    return batch_id
+
+
+def answers_of(gateway: GatewayProcess, batch_id: str, seconds: float = 40) -> list[dict[str, Any]]:
+    """The output file of a batch, when it is completed."""
+
+    def check() -> Any:
+        batch = gateway.get(f"/v1/batches/{batch_id}")
+        return batch if batch["status"] == "completed" else None
+
+    batch = eventually(check, seconds)
+    assert batch["request_counts"]["failed"] == 0
+    content = gateway.get(f"/v1/files/{batch['output_file_id']}/content")
+    return [json.loads(row) for row in content.splitlines()]
+
+
+def answered_lines(gateway: GatewayProcess, batch_id: str) -> int:
+    return int(gateway.get(f"/v1/batches/{batch_id}")["request_counts"]["completed"])
+
+
+def test_a_batch_survives_kill_9_of_the_gateway(tmp_path: Path) -> None:
+    config = engines(slots=8, speed=4.0)
+    with running_gateway(tmp_path, config) as gateway:
+        batch_id = start_batch(gateway, batch_file(200))
+        eventually(lambda: answered_lines(gateway, batch_id) >= 20)
+        before = answered_lines(gateway, batch_id)
+        gateway.kill()
+    with running_gateway(tmp_path, config) as gateway:
+        assert answered_lines(gateway, batch_id) >= before, "what was answered stays so"
+        eventually(lambda: answered_lines(gateway, batch_id) >= before + 20)
+        gateway.kill()
+    with running_gateway(tmp_path, config) as gateway:
+        rows = answers_of(gateway, batch_id)
+    assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
+    assert {row["response"]["body"]["usage"]["completion_tokens"] for row in rows} == {40}
+
+
+def test_sigterm_lets_running_work_end_and_keeps_what_waits(tmp_path: Path) -> None:
+    config = engines(slots=4, speed=4.0)
+    with running_gateway(tmp_path, config) as gateway:
+        batch_id = start_batch(gateway, batch_file(300))
+        eventually(lambda: answered_lines(gateway, batch_id) >= 1)
+        with ThreadPoolExecutor() as pool:
+            urgent = {**SHORT, "max_tokens": 300, "ignore_eos": True}
+            answer = pool.submit(gateway.post, "/v1/completions", urgent, {"x-slo-ttft-ms": "100"})
+            eventually(
+                lambda: gateway.metric("vllm:time_to_first_token_seconds_count", model_name=MODEL) == 1
+            )
+            gateway.process.send_signal(signal.SIGTERM)
+            eventually(lambda: "draining" in gateway.log.read_text())
+            assert gateway.post("/v1/completions", SHORT).status == 503
+            usage = json.loads(answer.result().read())["usage"]
+        assert usage["completion_tokens"] == 300
+        assert gateway.process.wait(20) == 0
+        assert "Traceback" not in gateway.log.read_text()
+    with running_gateway(tmp_path, config) as gateway:
+        assert 1 <= answered_lines(gateway, batch_id) < 300
+        assert len(answers_of(gateway, batch_id)) == 300
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    server = shutil.which("redis-server")
+    if server is None:
+        pytest.skip("redis-server is not on PATH")
+    path = tmp_path / "redis.sock"
+    process = subprocess.Popen(
+        [server, "--port", "0", "--unixsocket", str(path), "--dir", str(tmp_path)], stdout=subprocess.DEVNULL
+    )
+    try:
+        eventually(path.exists)
+        yield f"unix://{path}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_another_gateway_of_the_same_redis_takes_over(tmp_path: Path, redis_url: str) -> None:
+    config = engines(slots=8, speed=4.0) + f'[store]\nurl = "{redis_url}"\nlease_s = 1.0\n'
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    with running_gateway(folders[0], config) as leader, running_gateway(folders[1], config) as follower:
+        assert leader.get("/health")["leader"]
+        assert not follower.get("/health")["leader"]
+        passed_on = json.loads(follower.post("/v1/completions", SHORT).read())
+        assert passed_on["usage"]["completion_tokens"] == 2
+        batch_id = start_batch(follower, batch_file(200))
+        eventually(lambda: answered_lines(follower, batch_id) >= 20)
+        leader.kill()
+        eventually(lambda: follower.get("/health")["leader"])
+        rows = answers_of(follower, batch_id)
+    assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
+
+
+def test_a_run_is_recorded_and_every_decision_comes_out_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qlm_sim.cli import main
+
+    events = tmp_path / "events.jsonl"
+    with running_gateway(tmp_path, engines(slots=4), "--record", str(events)) as gateway:
+        batch_id = start_batch(gateway, batch_file(30))
+        answers_of(gateway, batch_id)
+        gateway.process.send_signal(signal.SIGTERM)
+        gateway.process.wait(20)
+    assert main(["replay", str(events)]) == 0
+
+
+def test_tls_by_config(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not on PATH")
+    command = "req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 1 -subj /CN=127.0.0.1"
+    arguments = [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([openssl, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    config = engines().replace("port = 0", 'port = 0\ntls_cert = "cert.pem"\ntls_key = "key.pem"')
+    with running_gateway(tmp_path, config) as gateway:
+        assert gateway.url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        with urllib.request.urlopen(f"{gateway.url}/health", context=trusted) as answer:
+            assert answer.status == 200
+
+
+def test_what_all_tenants_share_can_be_locked(tmp_path: Path) -> None:
+    config = engines().replace("port = 0", 'port = 0\nadmin_key = "admin"')
+    with running_gateway(tmp_path, config) as gateway:
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            gateway.get("/metrics")
+        assert "qlm_leader 1.0" in gateway.get("/metrics", {"authorization": "Bearer admin"})
+        assert "<title>QLM live</title>" in gateway.get("/dashboard?key=admin")
+
+
+def test_the_dashboard_is_sent_the_state(tmp_path: Path) -> None:
+    with (
+        running_gateway(tmp_path, engines(slots=2, speed=2.0)) as gateway,
+        in_background(gateway, [LONG] * 5),
+    ):
+        eventually(lambda: len(queued(gateway)) == 3)
+        with urllib.request.urlopen(f"{gateway.url}/dashboard/events") as events:
+            state = json.loads(events.readline().removeprefix(b"data: "))
+    assert state["totals"]["waiting"] == 3
+    assert state["totals"]["running"] == 2
+    (instance,) = state["instances"]
+    assert instance["running"] == {"interactive": 2}
+    assert sum(group["requests"] for group in instance["queue"]) == 3
+    assert [each["name"] for each in state["classes"]] == ["interactive", "batch-1", "batch-2"]
+    assert len(state["waits"]) == 2

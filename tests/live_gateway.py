@@ -1,0 +1,118 @@
+"""A gateway in a process of its own, in front of fake engines, for tests that talk to it over HTTP."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MODEL = "llama-2-7b"
+
+ENGINES = """
+[gateway]
+port = 0
+
+[[model]]
+name = "llama-2-7b"
+
+[[engine]]
+id = "e0"
+kind = "fake"
+models = ["llama-2-7b"]
+gpu = "A100-80"
+max_num_seqs = {slots}
+speed = {speed}
+"""
+
+
+def engines(*, slots: int = 16, speed: float = 20.0) -> str:
+    """A configuration of one fake engine. ``speed``: how many times faster than an A100."""
+    return ENGINES.format(slots=slots, speed=speed)
+
+
+@dataclass
+class GatewayProcess:
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> Any:
+        """The JSON, or the text, of a GET."""
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers or {})) as answer:
+            text = answer.read().decode()
+            return json.loads(text) if "json" in answer.headers["content-type"] else text
+
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Any:
+        """The open answer of a POST; an error is an answer too."""
+        request = urllib.request.Request(
+            self.url + path,
+            json.dumps(body).encode(),
+            {"content-type": "application/json", **(headers or {})},
+        )
+        try:
+            return urllib.request.urlopen(request)
+        except urllib.error.HTTPError as error:
+            return error
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one series; 0 where it is not there."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in self.get("/metrics").splitlines():
+            found = re.fullmatch(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)", line)
+            if found and wanted <= set((found[1] or "").split(",")):
+                return float(found[2])
+        return 0.0
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def running_gateway(folder: Path, toml: str, *flags: str) -> Iterator[GatewayProcess]:
+    """``qlm-live serve`` until it serves; killed at the end if it is still there."""
+    config = folder / "live.toml"
+    config.write_text(toml)
+    log = folder / f"gateway-{time.monotonic_ns()}.log"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "live.cli", "serve", str(config), *flags],
+            stderr=stderr,
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+    try:
+        yield GatewayProcess(_url(process, log), process, log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _url(process: subprocess.Popen[bytes], log: Path) -> str:
+    def serving() -> str | None:
+        found = re.search(r"serving on (\S+)", log.read_text())
+        assert process.poll() is None, log.read_text()
+        return found[1] if found else None
+
+    return str(eventually(serving, 30))
+
+
+def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """The first true answer of ``check``."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = check()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {check}")
