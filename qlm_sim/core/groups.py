@@ -5,13 +5,12 @@ absolute and never change. A group that is emptied is gone at once, from every i
 """
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from qlm_sim.core.lifecycle import Tracked
 
 
-@dataclass(frozen=True, slots=True)
-class GroupKey:
+class GroupKey(NamedTuple):
     """What the requests of a group have in common."""
 
     model: str

@@ -72,6 +72,10 @@ class InstanceLedger:
         before = self._measured_swap_s.get(place, swap_s)
         self._measured_swap_s[place] = before + SWAP_WEIGHT * (swap_s - before)
 
+    def prefill_is_full(self, model: str) -> bool:
+        """Whether prompts under way fill an iteration, so that one more would only wait in the engine."""
+        return self.prefilling_tokens >= self.spec.models[model].max_num_batched_tokens
+
     def pulled(self, item: Tracked) -> None:
         self.running[item.request.id] = item
         context = item.pulled_context = item.request.prompt_tokens + item.output_tokens

@@ -182,8 +182,10 @@ class QueueManager:
                 self._forecaster.started(item, now)
             ledger = self.ledgers[event.instance]
             self.estimator.first_token(ledger, item, now)
+            if ledger.prefill_is_full(item.request.model):
+                # Prompts, its own among them, kept others from being pulled.
+                self._touched[event.instance] = None
             ledger.began_decoding(item, now)
-            self._touched[event.instance] = None
 
     def _progress(self, now: float, event: Progress) -> None:
         item = self._on_engine(event)

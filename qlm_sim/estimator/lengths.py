@@ -122,6 +122,11 @@ class LengthDistribution:
 PRIOR = LengthDistribution(-np.expm1(-np.diff(_EDGES) / PRIOR_MEAN_TOKENS), _MIDDLES, PRIOR_REQUESTS)
 
 
+def _bin(tokens: float) -> int:
+    """The bin that holds so many tokens; the last one holds what is longer."""
+    return max(0, min(len(EDGES) - 1, bisect_left(EDGES, tokens)) - 1)
+
+
 class Generating(Protocol):
     """A request that decodes now."""
 
@@ -145,22 +150,25 @@ class _Level:
         self._leaves = [0.0] * bins
         """Those and the ones whose observation ends in the bin, less those whose begins there."""
         self._finished = 0.0
+        self.kinds: list[_Level] = []
+        """The levels of single kinds in it."""
         self.running: dict[str, Generating] = {}
+        """Of a single kind: its requests that decode, by id."""
         self._events = 0
         self._due = 0.0
         self._seen = -1
         self.version = 0
         self._distribution = PRIOR
 
-    def begin(self, request_id: str, generating: Generating, tokens: float) -> None:
-        self.running[request_id] = generating
+    def begin(self, at: int) -> None:
+        """A request goes on from bin ``at``; negative: from its first token."""
         self._events += 1
-        if tokens > 1:
-            self._observe(tokens, -1.0)
+        if at >= 0:
+            self._leaves[at] -= 1.0
 
-    def end(self, request_id: str, tokens: float, finished: bool) -> None:
-        del self.running[request_id]
-        at = self._observe(tokens, 1.0)
+    def end(self, at: int, tokens: float, finished: bool) -> None:
+        """A request stops after so many tokens, in bin ``at``."""
+        self._leaves[at] += 1.0
         if finished:
             self._events += 1
             self._ends[at] += 1
@@ -168,11 +176,6 @@ class _Level:
             self._finished += 1
             if self._finished > MEMORY_REQUESTS:
                 self._forget()
-
-    def _observe(self, tokens: float, sign: float) -> int:
-        at = max(0, min(len(self._leaves), bisect_left(EDGES, tokens)) - 1)
-        self._leaves[at] += sign
-        return at
 
     def _forget(self) -> None:
         self._finished /= 2
@@ -193,8 +196,8 @@ class _Level:
 
     def _estimate(self, prior: LengthDistribution) -> LengthDistribution:
         ends, leaves = np.array(self._ends), np.array(self._leaves)
-        if self.running:
-            tokens = np.array([each.tokens for each in self.running.values()])
+        tokens = np.array([each.tokens for kind in self.kinds for each in kind.running.values()])
+        if len(tokens):
             at = np.clip(np.searchsorted(_EDGES, tokens) - 1, 0, len(leaves) - 1)
             leaves += np.bincount(at, minlength=len(leaves))
         # Who is observed for a part of the bin is at risk for half of it.
@@ -212,20 +215,27 @@ class OutputLengths:
 
     def __init__(self) -> None:
         self._levels: dict[tuple[str | int, ...], _Level] = {}
+        self._of_kind: dict[LengthKind, tuple[_Level, _Level, _Level]] = {}
         self.ended_requests = 0
         """How many times ``ended`` was told: what was asked before may be out of date by so many."""
 
     def began(self, request_id: str, kind: LengthKind, generating: Generating) -> None:
         """A request decodes from now on."""
+        levels = self._all(kind)
+        levels[2].running[request_id] = generating
         tokens = generating.tokens
-        for level in self._all(kind):
-            level.begin(request_id, generating, tokens)
+        at = _bin(tokens) if tokens > 1 else -1
+        for level in levels:
+            level.begin(at)
 
     def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:
         """It stopped after so many tokens; not ``finished``: it would have generated more."""
         self.ended_requests += 1
-        for level in self._all(kind):
-            level.end(request_id, tokens, finished)
+        levels = self._all(kind)
+        del levels[2].running[request_id]
+        at = _bin(tokens)
+        for level in levels:
+            level.end(at, tokens, finished)
 
     def of_kind(self, kind: LengthKind) -> LengthDistribution:
         return self._all(kind)[2].distribution
@@ -237,8 +247,14 @@ class OutputLengths:
         return self._level(model).distribution.statistics
 
     def _all(self, kind: LengthKind) -> tuple[_Level, _Level, _Level]:
-        model, slo_class, _, _ = kind
-        return self._level(model), self._level(model, slo_class), self._level(*kind)
+        levels = self._of_kind.get(kind)
+        if levels is None:
+            model, slo_class, _, _ = kind
+            levels = self._level(model), self._level(model, slo_class), self._level(*kind)
+            for level in levels:
+                level.kinds.append(levels[2])
+            self._of_kind[kind] = levels
+        return levels
 
     def _level(self, *key: str | int) -> _Level:
         level = self._levels.get(key)

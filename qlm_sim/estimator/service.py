@@ -47,7 +47,8 @@ class RoomRule:
 
     def growth_tokens(self, running: float, generated: float) -> float:
         """What so many running requests are to have beyond what they brought; now it is ``generated``."""
-        grown = max(generated, running * self.peak_tokens)
+        peak = running * self.peak_tokens
+        grown = generated if generated > peak else peak
         return grown + running * self.waste_tokens + self.reserve_tokens(running)
 
 

@@ -58,6 +58,8 @@ class QlmPolicy:
         self._replan_interval_s = replan_interval_s
         self._balancing = balancing
         self._problems = 0
+        self._loosest_slo_s = 0.0
+        """Of all requests so far."""
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
         self._ledgers = ledgers
@@ -86,7 +88,8 @@ class QlmPolicy:
 
     @property
     def wake_at(self) -> float:
-        return min(self._replan_at, self._switch_at.next_at)
+        switch_at = self._switch_at.next_at
+        return switch_at if switch_at < self._replan_at else self._replan_at
 
     def woken(self, now: float) -> Iterable[str]:
         return self._switch_at.due(now)
@@ -119,8 +122,15 @@ class QlmPolicy:
         return Standing((name,), sum(map(len, self._queues[name][:position])))
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
-        home = self._join(item, self._key(item), now).instance
-        helper = self._helper(item.request.model, home)
+        model = item.request.model
+        if item.request.slo_s > self._loosest_slo_s:
+            self._loosest_slo_s = item.request.slo_s
+        group = self._join(item, self._key(item), now)
+        home = group.instance
+        helper = self._helper(model, home)
+        if len(group) > 1 and self._queues[home][0].key.model == self._ledgers[home].model:
+            # It stands behind others, which wait for room.
+            return (helper,) if helper is not None else ()
         return (home, helper) if helper is not None else (home,)
 
     @staticmethod
@@ -271,7 +281,11 @@ class QlmPolicy:
             late = self._undecided.earliest()
         queue = self._queues[ledger.id]
         model = ledger.model
-        resident = next((g for g in queue if g.key.model == model), None)
+        resident = None
+        for group in queue:
+            if group.key.model == model:
+                resident = group
+                break
         if queue and queue[0] is not resident:
             if self._should_switch(ledger, resident, now):
                 return queue[0].head
@@ -363,7 +377,7 @@ class QlmPolicy:
 
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         """Running requests of looser classes, when waiting for departures would miss the deadline."""
-        if item.served or item.deadline < now:
+        if item.served or item.deadline < now or item.request.slo_s >= self._loosest_slo_s:
             return ()
         group = item.group
         assert group is not None
