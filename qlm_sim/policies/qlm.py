@@ -26,6 +26,8 @@ from qlm_sim.solver.search import insertion
 _NEVER = float("inf")
 MOST_SEEN = 128
 """Between two plans a new group is tried on instances that have about so many groups together."""
+FAIRNESS_SHARE = 0.05
+"""Share of an instance's time that swaps may take for the sake of those who have nothing to win any more."""
 MAX_EVICTIONS = 3
 """Most times that one request is evicted to make room for a more urgent one of its model."""
 MARGIN_S, MARGIN_SHARE = 1.0, 0.2
@@ -79,8 +81,6 @@ class QlmPolicy:
         self._switch_at = Alarms()
         """By instance: when a deadline will force it to another model, if nothing changes."""
         self._outlooks: dict[str, _Outlook] = {}
-        self._stay_s: dict[str, float] = {}
-        """By instance: how long the visit to its loaded model should last to be worth its swap."""
         self._miss_share = 0.0
         """Share of the requests that can still be met which the plan in force expects to miss."""
         self._replan_at = _NEVER
@@ -97,10 +97,10 @@ class QlmPolicy:
     # What waits
 
     def order(self, ledger: InstanceLedger, now: float) -> Sequence[RequestGroup]:
-        """The instance's virtual queue; the loaded model's groups first, until it may leave its model."""
+        """The instance's virtual queue, but the loaded model's groups first: it has not been left yet."""
         queue = self._queues[ledger.id]
         model = ledger.next_model
-        if not queue or queue[0].key.model == model or now >= self._stay_until(ledger):
+        if not queue or queue[0].key.model == model:
             return queue
         return sorted(queue, key=lambda group: group.key.model != model)
 
@@ -298,28 +298,34 @@ class QlmPolicy:
         return resident.head if resident is not None else None
 
     def _should_switch(self, ledger: InstanceLedger, resident: RequestGroup | None, now: float) -> bool:
-        """Whether to leave the loaded model for that of the first group of the queue."""
+        """Whether to leave the loaded model for that of the first group of the queue.
+
+        A deadline may force it. Otherwise work decides: a visit is left when the next one gets more done per
+        second, its swap included; or, for groups that have nothing to win any more, when it has been long
+        enough that swaps cost little.
+        """
         outlook = self._outlook(ledger, now)
         model, service = outlook.model, outlook.service
         overhead_s = self._snapshot.leave_s(ledger, now) + ledger.swap_s(model)
         visit = best_visit(service, outlook.requests, overhead_s)
-        wake_at = _NEVER
-        if self._may_leave(ledger, resident, visit.rate, now):
-            go = True
+        # A model serves for as long as loading it took, so that swaps never take more than half the time.
+        settled_at = now
+        if ledger.running or outlook.joining:
+            settled_at = max(now, ledger.loaded_at + ledger.swap_s(ledger.model or model))
+        leave_at = _NEVER
+        # What was just pulled has its first token first: else it would be taken off again for nothing.
+        if not ledger.prefilling_tokens and visit.rate > self._snapshot.batch_use(ledger, outlook.joining):
+            leave_at = now
         else:
             # The time that the swap takes could serve others, of whom that share is about to miss.
             lost = self._miss_share * overhead_s / (service.prefill_s + service.decode_s)
-            settled_at = ledger.loaded_at + ledger.swap_s(ledger.model or model)
             if outlook.undecided > lost:
-                wake_at = max(outlook.latest_at - (1 + MARGIN_SHARE) * overhead_s, settled_at)
-            go = wake_at <= now
+                leave_at = outlook.latest_at - (1 + MARGIN_SHARE) * overhead_s
             if resident is not None:
-                wake_at = min(wake_at, max(now, self._stay_until(ledger)))
-        if go:
-            self._stay_s[ledger.id] = visit.stay_s
-            wake_at = _NEVER
-        self._switch_at.set(ledger.id, wake_at)
-        return go
+                leave_at = min(leave_at, ledger.loaded_at + overhead_s / FAIRNESS_SHARE)
+        leave_at = max(leave_at, settled_at)
+        self._switch_at.set(ledger.id, leave_at if leave_at > now else _NEVER)
+        return leave_at <= now
 
     def _outlook(self, ledger: InstanceLedger, now: float) -> "_Outlook":
         """What the queue holds for the model of its first group."""
@@ -332,38 +338,39 @@ class QlmPolicy:
             and known.queue == queue
         ):
             return known
-        model = queue[0].key.model
-        requests = undecided = 0
-        ahead_s = 0.0
+        first = queue[0].key.model
+        requests = undecided = joining = 0
+        clock_s = 0.0
+        free = 1.0
+        model = first
         latest_at = _NEVER
         for group in queue:
-            if group.key.model != model:
-                continue
             service = self._snapshot.service_on(ledger, group)
-            if not group.key.decided:
-                undecided += len(group)
-                start_s = ahead_s + service.prefill_s
-                latest_at = min(latest_at, group.first_deadline - start_s - self._margin_s(start_s))
-            requests += len(group)
-            ahead_s += len(group) * (service.prefill_s + service.decode_s)
+            if group.key.model != model:
+                model = group.key.model
+                clock_s += ledger.swap_s(model)
+                free = 1.0
+            if not group.key.decided and model != ledger.model:
+                start_s = clock_s + service.prefill_s
+                if model == first:
+                    undecided += len(group)
+                if model == first or group.first_deadline > now + start_s:
+                    latest_at = min(latest_at, group.first_deadline - start_s - self._margin_s(start_s))
+            if model == first:
+                requests += len(group)
+            elif model == ledger.model:
+                joining += len(group)
+            behind = len(group) - free * service.batch
+            clock_s += len(group) * service.prefill_s
+            if behind > 0:
+                clock_s += behind * service.decode_s
+                free = 0.0
+            else:
+                free -= len(group) / service.batch
         service = self._snapshot.service_on(ledger, queue[0])
-        outlook = _Outlook(queue[:], now, model, service, requests, undecided, latest_at)
+        outlook = _Outlook(queue[:], now, first, service, requests, undecided, joining, latest_at)
         self._outlooks[ledger.id] = outlook
         return outlook
-
-    def _stay_until(self, ledger: InstanceLedger) -> float:
-        """When the visit under way has been worth its swap."""
-        return ledger.loaded_at + self._stay_s.get(ledger.id, 0.0)
-
-    def _may_leave(
-        self, ledger: InstanceLedger, resident: RequestGroup | None, elsewhere: float, now: float
-    ) -> bool:
-        """Whether no deadline needs to force the instance away from its model."""
-        if resident is not None:
-            # The plan puts other work before the loaded model's: not before the visit has paid.
-            return now >= self._stay_until(ledger)
-        # What was just pulled has its first token first: else it would be taken off again for nothing.
-        return not ledger.prefilling_tokens and elsewhere > self._snapshot.batch_use(ledger)
 
     @staticmethod
     def _margin_s(ahead_s: float) -> float:
@@ -371,9 +378,17 @@ class QlmPolicy:
         return MARGIN_S + MARGIN_SHARE * ahead_s
 
     def _steal(self, model: str) -> RequestGroup | None:
-        """The most urgent group of the model, wherever it waits."""
+        """The most urgent group of the model, wherever it waits.
+
+        Not one whose own instance is loading the model: it waits for that.
+        """
         index = self._of_model.get(model)
-        return index.earliest() if index is not None else None
+        best = index.earliest() if index is not None else None
+        if best is not None:
+            own = self._ledgers[best.instance]
+            if own.model != model == own.next_model and own.ready_at < best.first_deadline:
+                return None
+        return best
 
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
         """Running requests of looser classes, when waiting for departures would miss the deadline."""
@@ -431,20 +446,38 @@ class QlmPolicy:
         groups = self._table.groups
         undecided = sum(len(g) for g in groups.values() if not g.key.decided)
         self._miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
+        awaited = self._awaited()
         planned: set[int] = set()
-        for name in self._queues:
+        for name, ledger in self._ledgers.items():
             kept = []
             for group_id in plan.queues.get(name, ()):
                 group = groups.get(group_id)
-                if group is not None:
-                    group.instance = name
-                    kept.append(group)
-                    planned.add(group_id)
+                if group is None:
+                    continue
+                if group_id in awaited and group.instance != name and group.key.model != ledger.model:
+                    continue
+                group.instance = name
+                kept.append(group)
+                planned.add(group_id)
             self._queues[name] = kept
         for group in groups.values():
-            if group.id not in planned:
+            if group.id in planned:
+                continue
+            if group.id in awaited:
+                self._queues[group.instance].insert(0, group)
+            else:
                 self._place(group, now)
         return tuple(self._queues)
+
+    def _awaited(self) -> set[int]:
+        """Groups whose instance is loading their model: they wait for it."""
+        return {
+            group.id
+            for name, queue in self._queues.items()
+            if (wanted := self._ledgers[name].next_model) != self._ledgers[name].model
+            for group in queue
+            if group.key.model == wanted
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,6 +494,8 @@ class _Outlook:
     """Of that model ..."""
     undecided: int
     """... and those of them whose SLO can still be met."""
+    joining: int
+    """Of the loaded model, further back."""
     latest_at: float
     """When the instance should have cleared its batch and loaded the model at the latest: before the first
     deadline that would be missed, with time in hand."""

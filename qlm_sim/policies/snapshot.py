@@ -140,13 +140,13 @@ class SnapshotTaker:
         moves_s = tokens * profile.kv_restore_token_s if keeps_kv(profile) else 0.0
         return token_s + moves_s
 
-    def batch_use(self, ledger: InstanceLedger) -> float:
-        """Token throughput of what runs now, as a share of the full batch's."""
+    def batch_use(self, ledger: InstanceLedger, joining: int = 0) -> float:
+        """Token throughput of what runs now, and so many more like it, as a share of the full batch's."""
         profile = ledger.profile
-        running = len(ledger.running)
+        running = len(ledger.running) + joining
         if profile is None or not running:
             return 0.0
-        each = max(1.0, ledger.context_tokens / running)
+        each = max(1.0, ledger.context_tokens / len(ledger.running)) if ledger.running else 256.0
         full = max(1.0, min(profile.max_num_seqs, profile.kv_capacity_tokens / each))
         return _throughput(profile, min(running, full), each) / _throughput(profile, full, each)
 

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlm_sim.cluster.simulation import simulate
+from qlm_sim.core.actions import Evict, Pull, SwapModel
 from qlm_sim.core.types import Lso, SloClass
 from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.metrics.summary import summarise
@@ -38,7 +39,7 @@ def run(policy, work, instances, **settings):
     config = EngineConfig(max_num_seqs=4, scheduling_policy=POLICIES[policy].engine_scheduling or "fcfs")
     core = make_core(policy, instances, SchedulerSettings(**settings))
     end = simulate(work, instances, config, core, recorder, solver=InlineSolver(solve), until_s=3e4)
-    return summarise(recorder, work.slo_classes, end.ended_at)
+    return summarise(recorder.requests(), recorder, work.slo_classes, end.ended_at)
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))
@@ -99,6 +100,45 @@ def test_qlm_meets_more_deadlines_than_every_baseline_when_models_share_a_gpu(ma
         if name != "clairvoyant"
     }
     assert attained["qlm"] == max(attained.values())
+
+
+class VisitLog:
+    """A recorder that notes how long a model had served when its batch was evicted for another one."""
+
+    def __init__(self, core):
+        self._ledgers = core.ledgers
+        self._pulled = set()
+        self.cut_short = []
+        """(seconds served, seconds that loading took) of each model that was left with work."""
+        self.swaps = self.wasted = 0
+        """All swaps, and those after which nothing was served before the next one."""
+
+    def record(self, now, events, actions):
+        for action in actions:
+            ledger = self._ledgers.get(getattr(action, "instance", None))
+            if isinstance(action, Pull):
+                self._pulled.add(action.instance)
+            elif isinstance(action, Evict) and ledger.leaving_for is not None:
+                self.cut_short.append((now - ledger.loaded_at, ledger.swap_s(ledger.model)))
+            elif isinstance(action, SwapModel):
+                self.swaps += 1
+                self.wasted += ledger.loaded_at > 0 and action.instance not in self._pulled
+                self._pulled.discard(action.instance)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), rate_rps=st.floats(0.5, 8.0), swap_s=st.floats(0.2, 5.0))
+def test_a_model_with_work_stays_at_least_as_long_as_loading_it_took(make_instance, seed, rate_rps, swap_s):
+    """So swaps never take more than half of the time, however tight the deadlines are."""
+    models = ("a", "b", "c")
+    instances = [make_instance(name, models, swap_in_s=swap_s) for name in ("i0", "i1")]
+    core = make_core("qlm", instances, SchedulerSettings())
+    log = VisitLog(core)
+    work = workload(150, rate_rps, models=models, seed=seed)
+    end = simulate(work, instances, EngineConfig(max_num_seqs=4), core, log, solver=InlineSolver(solve))
+    assert end.unfinished == 0
+    assert all(served_s >= loading_s - 1e-6 for served_s, loading_s in log.cut_short)
+    assert log.wasted <= 0.1 * log.swaps
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
