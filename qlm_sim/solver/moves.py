@@ -129,7 +129,7 @@ class Moves:
                     if position is not None:
                         improved |= self._move(queue, position, position + 1)
                 improved |= self._move_visits(queue, stop)
-            improved = improved or self._exchange_dearest(stop)
+            improved = improved or self._exchange_dearest(stop) or self._exchange_ends(stop)
 
     def _move(self, queue: Queue, start: int, end: int) -> bool:
         """Move the groups from ``start`` to ``end`` together to where they cost least."""
@@ -172,6 +172,49 @@ class Moves:
             if self._exchange(self.queues[index], position):
                 return True
         return False
+
+    def _exchange_ends(self, stop: int) -> bool:
+        """Exchange all that two queues serve from some visit on, if that lowers the cost: what no move of
+        a single group or visit can do without making things worse on the way."""
+        queues = sorted(self.queues, key=lambda queue: (-queue.cost, queue.index))
+        for queue in queues[:DEAREST]:
+            others = [other for other in self.queues if other is not queue]
+            if len(others) > MANY_INSTANCES:
+                others = self.random.sample(others, MANY_INSTANCES)
+            for other in others:
+                if self.left <= stop:
+                    return False
+                if self._exchange_ends_of(queue, other):
+                    return True
+        return False
+
+    def _exchange_ends_of(self, queue: Queue, other: Queue) -> bool:
+        mine, theirs = self._tasks[queue.kind], self._tasks[other.kind]
+        limit = queue.cost + other.cost - GAIN
+        best = None
+        cuts = [*visit_starts(other.tasks), len(other.tasks)]
+        for at in [*visit_starts(queue.tasks), len(queue.tasks)]:
+            going = queue.tasks[at:]
+            if not all(task.id in theirs for task in going):
+                continue
+            gone = [theirs[task.id] for task in going]
+            for cut in cuts:
+                coming = other.tasks[cut:]
+                if not (going or coming) or not all(task.id in mine for task in coming):
+                    continue
+                come = [mine[task.id] for task in coming]
+                self.left -= len(come) + len(gone)
+                cost = queue.price(at, come, limit)
+                if cost < limit:
+                    cost += other.price(cut, gone, limit - cost)
+                    if cost < limit:
+                        limit, best = cost, (at, come, cut, gone)
+        if best is None:
+            return False
+        at, come, cut, gone = best
+        self.set(queue, queue.tasks[:at] + come, at)
+        self.set(other, other.tasks[:cut] + gone, cut)
+        return True
 
     def _exchange(self, queue: Queue, position: int) -> bool:
         group = queue.tasks[position].id

@@ -27,6 +27,8 @@ PATIENCE_IN_FORCE = 25
 """The same for the groups of the plan in force, on which earlier searches were spent."""
 MOST_REMOVED = 8
 """Groups taken out in one round of ruin and recreate."""
+MOST_REPLANNED = 16
+"""The same where whole queues are emptied."""
 BLINK = 0.1
 """Share of the positions that are overlooked when groups are put back, so that rounds differ."""
 WORSE, WORST = 1.05, 1.1
@@ -55,23 +57,29 @@ def _search(moves: Moves, budget: int) -> None:
         moves.descend(moves.left)
     # Groups of one model and class differ by deadline alone: descent leaves 0.02 % of their cost to be found.
     kinds = {(group.model, group.slo_class) for group in problem.groups}
-    if moves.at_stake() > NOTHING_AT_STAKE and len(kinds) > 1:
-        _ruin_and_recreate(moves)
+    patience = _patience(problem, calm=moves.at_stake() <= NOTHING_AT_STAKE)
+    if len(kinds) > 1 and patience:
+        _ruin_and_recreate(moves, patience)
     in_force = any(problem.current.values())
     if in_force and kept_cost <= rule_cost and moves.cost() > kept_cost * (1 - WORTH_CHANGING):
         moves.restore(kept)
 
 
-def _ruin_and_recreate(moves: Moves) -> None:
+def _patience(problem: PlanProblem, *, calm: bool) -> int:
+    """Rounds without a gain after which to stop. Groups of the plan in force were searched for before."""
+    planned = sum(len(queue) for queue in problem.current.values())
+    fresh = max(0.0, 1 - planned / max(1, len(problem.groups)))
+    in_force = 0 if calm else PATIENCE_IN_FORCE
+    return int(in_force + (PATIENCE - in_force) * fresh)
+
+
+def _ruin_and_recreate(moves: Moves, patience: int) -> None:
     """Take groups out and put them back in another order, again and again, and keep the best plan.
 
     After Schrimpf et al. (2000), with the blinks of Christiaens and Vanden Berghe (2020).
     """
     problem = moves.problem
     groups = {group.id: group for group in problem.groups}
-    planned = sum(len(queue) for queue in problem.current.values())
-    fresh = max(0.0, 1 - planned / len(groups))
-    patience = PATIENCE_IN_FORCE + (PATIENCE - PATIENCE_IN_FORCE) * fresh
     best, best_cost = moves.save(), moves.cost()
     idle = 0
     while moves.left > 0 and idle < patience:
@@ -96,8 +104,8 @@ def _ruin_and_recreate(moves: Moves) -> None:
 
 
 def _ruin(moves: Moves) -> list[int]:
-    """Take some groups out: mostly a dear one with what stands before it and those like it; or a stretch of
-    one queue; or any. Returns their ids."""
+    """Take some groups out: mostly a dear one with what stands before it and those like it; or all of some
+    short queues; or a stretch of one queue; or any. Returns their ids."""
     random = moves.random
     places = [(queue, position) for queue in moves.queues for position in range(len(queue.tasks))]
     size = min(random.randint(2, MOST_REMOVED), len(places))
@@ -119,6 +127,12 @@ def _ruin(moves: Moves) -> list[int]:
         )
         while len(chosen) < size:
             chosen.add(alike[int(len(alike) * random.random() ** 2)])
+    elif manner < 0.85:
+        # Whole queues, as many as are not too long.
+        some = random.sample(moves.queues, min(len(moves.queues), random.randint(1, 3)))
+        chosen = {k for k, (queue, _) in enumerate(places) if queue in some}
+        if not 0 < len(chosen) <= MOST_REPLANNED:
+            chosen = set(random.sample(range(len(places)), size))
     elif manner < 0.9:
         at = random.randrange(len(places) - size + 1)
         chosen = set(range(at, at + size))
