@@ -12,6 +12,7 @@ from qlm_sim.solver.cost import WAIT_PER_S, State, Task, beginning, follow
 # Places in a State.
 CLOCK_S: Final = 0
 LOADED: Final = 2
+RUNNING: Final = 4
 COST: Final = 5
 WAITING: Final = 6
 
