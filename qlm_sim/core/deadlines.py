@@ -35,6 +35,11 @@ class DeadlineIndex:
         """Entries kept, those out of date included."""
         return len(self._heap)
 
+    def none_before(self, now: float) -> bool:
+        """Whether no first deadline has passed for certain; False tells that one may have."""
+        heap = self._heap
+        return not heap or heap[0][0] >= now
+
     def earliest(self) -> RequestGroup | None:
         """The group with the earliest first deadline, the oldest of equals."""
         heap, groups = self._heap, self._groups
@@ -61,10 +66,10 @@ class Alarms:
 
     def set(self, name: str, at: float) -> None:
         """Ask for ``name`` at that time, and at no other; infinity for never."""
-        if self._at.get(name, _NEVER) == at:
-            return
         if at == _NEVER:
-            del self._at[name]
+            self._at.pop(name, None)
+            return
+        if self._at.get(name) == at:
             return
         self._at[name] = at
         heap = self._heap
@@ -80,6 +85,8 @@ class Alarms:
     @property
     def next_at(self) -> float:
         heap = self._heap
+        if not heap:
+            return _NEVER
         while heap and self._at.get(heap[0][1]) != heap[0][0]:
             heappop(heap)
         return heap[0][0] if heap else _NEVER

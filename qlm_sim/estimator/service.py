@@ -43,7 +43,8 @@ class RoomRule:
 
     def reserve_tokens(self, running: float) -> float:
         """Kept free for so many running requests to grow; they are not expected to need a mean each."""
-        return min(self.most_tokens, running * self.mean_tokens)
+        mean_each = running * self.mean_tokens
+        return mean_each if mean_each < self.most_tokens else self.most_tokens
 
     def growth_tokens(self, running: float, generated: float) -> float:
         """What so many running requests are to have beyond what they brought; now it is ``generated``."""
@@ -146,10 +147,11 @@ class ServiceEstimator:
 
     def growth_tokens(self, ledger: InstanceLedger, now: float) -> float:
         """KV tokens to keep for what runs there beyond what it brought along: generated and to come."""
-        model, profile = ledger.model, ledger.profile
+        model = ledger.model
         running = len(ledger.running)
-        if model is None or profile is None or not running:
+        if model is None or not running:
             return 0.0
+        profile = ledger.spec.models[model]
         rule = self.room_rule(model, profile.kv_capacity_tokens)
         return rule.growth_tokens(running, self.clock(ledger).generated(now, profile))
 

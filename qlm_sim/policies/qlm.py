@@ -275,10 +275,11 @@ class QlmPolicy:
         pass
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
-        late = self._undecided.earliest()
-        while late is not None and late.first_deadline < now:
-            self._relegate_late(late, now)
+        while not self._undecided.none_before(now):
             late = self._undecided.earliest()
+            if late is None or late.first_deadline >= now:
+                break
+            self._relegate_late(late, now)
         queue = self._queues[ledger.id]
         model = ledger.model
         resident = None

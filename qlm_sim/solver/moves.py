@@ -4,6 +4,7 @@ Counts what it does against a budget, in groups followed through queues, and kno
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from math import inf
 from random import Random
 
@@ -25,7 +26,6 @@ class Moves:
 
     def __init__(self, problem: PlanProblem, budget: int) -> None:
         self.problem = problem
-        self.random = Random(problem.number)
         self.queues = [Queue(instance, index) for index, instance in enumerate(problem.instances)]
         self.left = budget
         """Groups that may still be followed."""
@@ -33,6 +33,11 @@ class Moves:
             kind: {group.id: task(group, kind) for group in problem.groups if kind in group.service}
             for kind in sorted({instance.kind for instance in problem.instances})
         }
+
+    @cached_property
+    def random(self) -> Random:
+        """Seeded by the problem's number."""
+        return Random(self.problem.number)
 
     def cost(self) -> float:
         return sum(queue.cost for queue in self.queues)

@@ -43,6 +43,8 @@ class Queue:
 
     def replace(self, tasks: list[Task], start: int = 0) -> None:
         """Serve ``tasks`` instead; the first ``start`` of them are those of before."""
+        if not tasks and not self.tasks:
+            return
         self.tasks = tasks
         self.trail = self.trail[: start + 1]
         follow(self.trail[start], tasks[start:], self.leave_s, self.swap_s, trail=self.trail)
@@ -94,6 +96,8 @@ def insertion_points(tasks: Sequence[Task], task: Task) -> list[int]:
     In deadline order in each visit to the task's model, at the end of such a visit, at the end of the
     queue, and before each visit; of a short queue every position.
     """
+    if not tasks:
+        return [0]
     model, first_s = task.model, task.first_deadline_s
     points: dict[int, None] = {}
     starts = visit_starts(tasks)
