@@ -260,6 +260,7 @@ class Gateway:
         text = self.metrics.text(
             house.service.snapshot() if house is not None else None,
             house.feed.waiting() if house is not None else {},
+            house.intake.by_tenant() if house is not None else {},
             house.intake.windows.held_by_tenant() if house is not None else {},
             house.runner.lines if house is not None else {},
             house is not None,

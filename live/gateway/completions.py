@@ -242,6 +242,7 @@ class _Reply:
         entries = self._entries
         for entry in entries:
             entry.estimate = self._intake.estimate(entry)
+            entry.at_once = entry.pulled
         first = max((entry.estimate for entry in entries if entry.estimate), key=_median, default=None)
         extra = self._headers(first)
         if not streams:

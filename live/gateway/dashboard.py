@@ -114,6 +114,7 @@ class DashboardFeed:
         """Everything that the page shows, as plain data."""
         now = self._service.now()
         metrics, intake = self._metrics, self._intake
+        accuracy = metrics.accuracy["queued"]
         snapshot = self._service.snapshot()
         self._rates.append((now, metrics.finished, metrics.tokens))
         then, finished, tokens = self._rates[max(0, len(self._rates) - 6)]
@@ -137,10 +138,10 @@ class DashboardFeed:
             "instances": [_instance(each) for each in snapshot["instances"]],
             "tenants": self._tenants(),
             "estimates": {
-                "scored": metrics.accuracy.scored,
-                "coverage": metrics.accuracy.coverage(),
-                "errors": metrics.accuracy.errors(),
-                "r2": metrics.accuracy.r2(),
+                "scored": accuracy.scored,
+                "coverage": accuracy.coverage(),
+                "errors": accuracy.errors(),
+                "r2": accuracy.r2(),
             },
             "happenings": list(self._happenings)[-40:],
             "waits": [
@@ -173,13 +174,13 @@ class DashboardFeed:
         return told
 
     def _tenants(self) -> list[dict[str, Any]]:
-        present: Counter[str] = Counter(entry.tenant.name for entry in self._intake.entries.values())
+        present = self._intake.by_tenant()
         held = self._intake.windows.held_by_tenant()
         names = [tenant.name for tenant in self._config.tenant] or ["default"]
         return [
             {
                 "name": name,
-                "present": present[name],
+                "present": present.get(name, 0),
                 "held": held.get(name, 0),
                 "finished": self._metrics.finished_by_tenant.get(name, 0),
             }

@@ -6,6 +6,7 @@ tenant's new ones. What the client has waited is counted from its arrival, in me
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -21,6 +22,7 @@ from qlm_sim.core.events import Event, FirstToken
 from qlm_sim.core.forecast import Forecast
 from qlm_sim.core.types import Request
 
+FRESH_S = 0.02
 ADMISSIONS = 0.1
 """Weight of the newest interval between two requests let in, in its running mean."""
 
@@ -63,10 +65,14 @@ class Entry:
     batch: bool
     estimate: Estimate | None = None
     """As told at the arrival."""
+    at_once: bool = False
+    """Whether an engine had it already when that was told."""
     admitted_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
     output_tokens: int = 0
+    pulled: bool = False
+    """Whether an engine has had it."""
     held: bool = False
     """Whether it had to wait for its tenant's fair share."""
     over: bool = False
@@ -96,9 +102,7 @@ class Entry:
 
 
 class Watcher(Protocol):
-    """Hears of every request that enters and of each that is over: the metrics."""
-
-    def entered(self, entry: Entry) -> None: ...
+    """Hears of first tokens and of requests that are over: the metrics."""
 
     def first_token(self, entry: Entry) -> None: ...
 
@@ -139,6 +143,8 @@ class Intake:
         self._max_queued = max_queued
         self._late_quantile = late_quantile
         self._paces: dict[tuple[str, str], _Pace] = {}
+        self._pulled: dict[str, tuple[float, Estimate | None]] = {}
+        """By model: the last estimate of a request that an engine had already, and when it was made."""
         service.add_listener(self._settled)
 
     def submit(self, job: Job, tenant: Tenant, slo: Slo, *, batch: bool = False) -> Entry:
@@ -151,7 +157,6 @@ class Intake:
             self.interactive += 1
             tenant.queued += 1
         self.entries[entry.id] = entry
-        self._watcher.entered(entry)
         self._let_in(self.windows.offer(entry.id, tenant.name, job.request.slo_class), now)
         entry.held = entry.admitted_at is None
         return entry
@@ -191,6 +196,8 @@ class Intake:
         if entry.first_token_at is not None or entry.over:
             return None
         request = entry.job.request
+        if entry.pulled:
+            return self._estimate_pulled(entry)
         if entry.admitted_at is not None:
             return _told(self.service.forecast(request.id))
         ahead = self.windows.ahead(entry.id) or 0
@@ -200,6 +207,23 @@ class Intake:
         pace = self._paces.get((entry.tenant.name, request.slo_class))
         held_s = ahead * pace.interval_s if pace is not None else 0.0
         return Estimate(told.position + ahead, told.median_s + held_s, told.p90_s + held_s)
+
+    def _estimate_pulled(self, entry: Entry) -> Estimate | None:
+        """Of a request that an engine has: only its prefill is to come, and those that are there before it.
+
+        One asked for within ``FRESH_S`` serves for all of a model: it would be about the same.
+        """
+        now = self.service.now()
+        model = entry.job.request.model
+        at, estimate = self._pulled.get(model, (-FRESH_S, None))
+        if now - at >= FRESH_S:
+            estimate = _told(self.service.forecast(entry.id))
+            self._pulled[model] = now, estimate
+        return estimate
+
+    def by_tenant(self) -> dict[str, int]:
+        """How many requests each tenant has in the house."""
+        return Counter(entry.tenant.name for entry in self.entries.values())
 
     def _check_room(self, job: Job, tenant: Tenant) -> None:
         if self.draining:
@@ -263,12 +287,14 @@ class Intake:
                 if entry is not None and entry.first_token_at is None:
                     entry.first_token_at = now
                     self._watcher.first_token(entry)
-        if self.windows.held or actions:
-            for action in actions:
-                if type(action) is Pull:
-                    admitted = self.windows.pulled(action.request_id)
-                    if admitted:
-                        asyncio.get_running_loop().call_soon(self._let_in_later, admitted)
+        for action in actions:
+            if type(action) is Pull:
+                entry = entries.get(action.request_id)
+                if entry is not None:
+                    entry.pulled = True
+                admitted = self.windows.pulled(action.request_id)
+                if admitted:
+                    asyncio.get_running_loop().call_soon(self._let_in_later, admitted)
 
     def _let_in_later(self, ids: Sequence[object]) -> None:
         """Outside the settle: a new arrival belongs to the next one."""

@@ -1,5 +1,6 @@
 """The gateway under load and under signals: waits told, excess refused, shares kept, nothing lost."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, open_page
 from live_gateway import MODEL, GatewayProcess, engines, eventually, running_gateway
 
 TENANTS = """
@@ -323,3 +325,19 @@ def test_the_dashboard_is_sent_the_state(tmp_path: Path) -> None:
     assert sum(group["requests"] for group in instance["queue"]) == 3
     assert [each["name"] for each in state["classes"]] == ["interactive", "batch-1", "batch-2"]
     assert len(state["waits"]) == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_page_shows_it_in_a_browser(tmp_path: Path) -> None:
+    with (
+        running_gateway(tmp_path, engines(slots=2, speed=0.5)) as gateway,
+        in_background(gateway, [LONG] * 5),
+    ):
+        eventually(lambda: len(queued(gateway)) == 3)
+        async with open_page(f"{gateway.url}/dashboard", tmp_path / "profile") as page, asyncio.timeout(20):
+            while "3 queued in" not in (shown := await page.text()):
+                await asyncio.sleep(0.2)
+    for told in ("2 running", "policy qlm", "interactive", MODEL):
+        assert told in shown
