@@ -196,9 +196,6 @@ class LiveConfig:
     model: tuple[ModelConfig, ...]
     engine: tuple[EngineConfig, ...]
 
-    def slo_class(self, name: str) -> SloClass:
-        return next(each for each in self.slo if each.name == name)
-
     @property
     def default_class(self) -> str:
         return self.default_slo or self.slo[0].name
