@@ -81,6 +81,9 @@ class SimEngine:
             name: _Model(name, profile, Scheduler(profile, config), times_of(profile.step))
             for name, profile in spec.models.items()
         }
+        self._caches = [
+            each.scheduler.cache for each in self._models.values() if each.scheduler.cache is not None
+        ]
         self._loaded = self._models[spec.resident] if spec.resident is not None else None
         self._leap = Leap()
         self._alarm = Alarm(clock, self._ring)
@@ -246,6 +249,8 @@ class SimEngine:
     def _start_swap(self, now: float, model: _Model) -> None:
         in_host = self.host.models.holds(model.name)
         self._swap_s = model.profile.swap_in_s if in_host else model.profile.load_s
+        if self._loaded is not None and self._loaded.scheduler.cache is not None:
+            self._loaded.scheduler.cache.clear()
         self.state = SWAPPING
         self._alarm.set(now + self._swap_s)
 
@@ -283,4 +288,6 @@ class SimEngine:
             kv_utilization=kv_utilization,
             busy_s=busy_s,
             preemptions=sum(each.scheduler.preemptions for each in self._models.values()),
+            prefix_queries=sum(cache.queried_tokens for cache in self._caches),
+            prefix_hits=sum(cache.hit_tokens for cache in self._caches),
         )

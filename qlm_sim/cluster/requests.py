@@ -7,10 +7,12 @@ engine that has the request writes to it, and no two engines have it at once.
 from typing import TYPE_CHECKING
 
 from qlm_sim.core.types import Request
+from qlm_sim.workload.content import Content
 
 if TYPE_CHECKING:
     from qlm_sim.cluster.engine import SimEngine
     from qlm_sim.cluster.host_memory import HostMemory
+    from qlm_sim.cluster.prefix_cache import Block
 
 
 class SimRequest:
@@ -19,7 +21,9 @@ class SimRequest:
     __slots__ = (
         "announced",
         "attempt",
+        "blocks",
         "computed",
+        "content",
         "context",
         "engine",
         "finish_entry",
@@ -29,8 +33,16 @@ class SimRequest:
         "last_token",
         "offset",
         "output_tokens",
+        "rank",
         "request",
     )
+
+    # Set where prefix caching is on, and only there.
+    content: Content
+    blocks: "list[Block]"
+    """The full KV blocks that it holds, from the first on."""
+    rank: int
+    """Its place in the order of admissions; 0 until an engine has admitted this attempt."""
 
     def __init__(self, request: Request, output_tokens: int) -> None:
         self.request = request

@@ -4,7 +4,7 @@ Each iteration serves the running requests first, in order: one token for each t
 next chunk for a prompt that is not yet done. Waiting requests follow while the token budget, the
 sequence limit and the KV blocks allow. When blocks run out for running ones, the last (or the one of
 lowest priority) is preempted: it loses its KV cache, waits at the head and is computed anew; nobody is
-admitted in that iteration.
+admitted in that iteration. With prefix caching a waiting request starts behind the blocks that are found.
 
 Knows no time and no cost: ``schedule`` tells what to compute, ``complete`` that it is done.
 """
@@ -12,11 +12,14 @@ Knows no time and no cost: ``schedule`` tells what to compute, ``complete`` that
 from collections.abc import Sequence
 
 from qlm_sim.cluster.decodes import Decodes
+from qlm_sim.cluster.prefix_cache import Block, PrefixCache, order_of_admission
 from qlm_sim.cluster.requests import SimRequest
 from qlm_sim.cluster.waiting import priority, waiting_queue
 from qlm_sim.core.types import ModelOnInstance
 from qlm_sim.errors import InputError
 from qlm_sim.models.engine_config import EngineConfig
+
+_NOTHING: list[Block] = []
 
 
 class Scheduler:
@@ -38,6 +41,11 @@ class Scheduler:
                 f"kv_capacity_tokens = {profile.kv_capacity_tokens} does not hold one block of "
                 f"{config.block_size} tokens"
             )
+        self._capacity = self.blocks
+        """KV blocks that requests can hold, where a block that n of them share counts n times."""
+        # vLLM counts the one block that it keeps for itself.
+        self._watermark = int(config.watermark * (self.blocks + 1))
+        self.cache = PrefixCache(config.block_size) if config.enable_prefix_caching else None
         self.longest_context = min(profile.max_model_len, self.blocks * config.block_size)
         """Most tokens, prompt and output, of one request."""
         self._by_priority = config.scheduling_policy == "priority"
@@ -68,6 +76,8 @@ class Scheduler:
         """Requests that came back with all their KV cache and decode on at once."""
         self._skipped: list[SimRequest] = []
         """Decoding requests that have no part in it."""
+        self._blocked: list[Block] | None = None
+        """With prefix caching, what was found for the head that too few free blocks keep waiting."""
 
     def add(self, seq: SimRequest) -> bool:
         """Let ``seq`` wait. Whether a leap under way must be cut, because it may be admitted now."""
@@ -76,6 +86,8 @@ class Scheduler:
         seq.computed = 0
         last = prompt + seq.output_tokens
         seq.last_token = (last if last < self.longest_context else self.longest_context) - 1
+        if self.cache is not None:
+            self.cache.expect(seq)
         self.waiting.append(seq)
         # Behind a head that is blocked this one is blocked too.
         return self.waiting[0] is seq and len(self.running) < self.max_num_seqs
@@ -93,6 +105,8 @@ class Scheduler:
             self._partial = None
         else:
             self.decodes.leave(seq)
+        if self.cache is not None:
+            self._capacity -= self.cache.release(seq)
 
     def schedule(self, longest: int) -> int:
         """Compose the next iteration. Some request must run or wait.
@@ -101,8 +115,13 @@ class Scheduler:
         or goes: more than one only where all running requests decode, all waiting ones are blocked, and
         no KV block is missing. ``kv_tokens`` then grows by ``seqs`` from each to the next.
         """
-        if (self.waiting or self._partial is not None) and self._mix():
-            return 1
+        if self.waiting or self._partial is not None:
+            if self._mix():
+                return 1
+            if self._blocked is not None and self.cache is not None:
+                longest = self.cache.iterations_unchanged(
+                    self.waiting[0], self._blocked, self.decodes, self._free(), longest
+                )
         decodes = self.decodes
         count = self.tokens = self.seqs = decodes.count
         self.kv_tokens = decodes.kv_tokens + count
@@ -111,7 +130,7 @@ class Scheduler:
         if iterations > longest:
             iterations = longest
         # A sequence takes a block every block_size iterations: a bound that spares the exact number.
-        free = self.blocks - decodes.blocks
+        free = self._capacity - decodes.blocks
         if (iterations // self.block_size + 1) * count > free and decodes.blocks_for(iterations) > free:
             iterations = decodes.iterations_in(free)
             if not iterations:
@@ -128,7 +147,8 @@ class Scheduler:
         begun: list[SimRequest] | tuple[()] = ()
         finished: list[SimRequest] | tuple[()] = ()
         if self._chunks or self._resumed:
-            begun, self._resumed = self._resumed, []
+            begun = [seq for seq in self._resumed if not seq.announced]
+            self._resumed.clear()
             self._partial = None
             for seq, computed in self._chunks:
                 seq.computed = computed
@@ -136,6 +156,8 @@ class Scheduler:
                     self._partial = seq
                 else:
                     decodes.join(seq)
+                    if self.cache is not None:
+                        self.cache.join(seq)
                     if not seq.announced:
                         begun.append(seq)
             self._chunks.clear()
@@ -145,8 +167,15 @@ class Scheduler:
             for seq in self._skipped:
                 decodes.skip(seq)
             self._skipped.clear()
+        cache = self.cache
+        if cache is not None:
+            cache.write_until(decodes.steps)
+            cache.fit(self._free())
         if decodes.finishes and decodes.finishes[0][0] <= decodes.steps:
             finished = decodes.finished()
+            if cache is not None:
+                finished.sort(key=order_of_admission)
+                self._capacity -= sum([cache.release(seq) for seq in finished])
             for seq in finished:
                 del self.running[seq.request.id]
         return begun, finished
@@ -174,7 +203,7 @@ class Scheduler:
         tokens += sum(seq.computed for seq, _ in self._chunks)
         if self._partial is not None and not self._chunks:
             tokens += self._partial.computed
-        return tokens
+        return tokens - (self._capacity - self.blocks) * self.block_size
 
     def used_blocks(self, iterations: int, *, under_way: bool) -> int:
         """KV blocks in use by then; ``under_way``: another of the scheduled iterations has begun."""
@@ -185,7 +214,13 @@ class Scheduler:
             blocks -= sum((self.decodes.steps - seq.offset) % size == 0 for seq in self._skipped)
         if self._partial is not None and not self._chunks:
             blocks += -(-self._partial.computed // size)
-        return blocks
+        return blocks - (self._capacity - self.blocks)
+
+    def _free(self) -> int:
+        """Free KV blocks between two iterations."""
+        partial = self._partial
+        held = 0 if partial is None else -(-partial.computed // self.block_size)
+        return self._capacity - self.decodes.blocks - held
 
     def _mix(self) -> bool:
         """Compose an iteration of decodes and prefill chunks. False if only decodes are possible."""
@@ -197,11 +232,17 @@ class Scheduler:
             chunk = min(partial.context - partial.computed, budget)
             blocks = -(-(partial.computed + chunk) // size)
         # Blocks that are free once the running have what they need for this iteration.
-        free = self.blocks - decodes.blocks - decodes.residues[steps % size] - blocks
+        free = self._capacity - decodes.blocks - decodes.residues[steps % size] - blocks
         preempted = free < 0
+        cache = self.cache
         if preempted:
-            chunk = self._preempt_lowest() if self._by_priority else self._preempt_last(free, blocks)
+            in_turn = self._by_priority or cache is not None
+            chunk = self._preempt_in_turn() if in_turn else self._preempt_last(free, blocks)
             partial = self._partial
+        elif cache is not None:
+            cache.write_until(decodes.steps + 1)
+            cache.fit(free)
+        self._blocked = None
 
         self.tokens = self.pairs = self.restored_tokens = 0
         if partial is not None and chunk:
@@ -212,26 +253,39 @@ class Scheduler:
             room = self.max_num_seqs - len(running)
             while room > 0 and budget > 0:
                 seq = waiting[0]
-                restored = seq.host_tokens
-                chunk = seq.context - restored
+                found, shared = _NOTHING, 0
+                if cache is not None:
+                    found = cache.find(seq)
+                    shared = sum([block.users > 0 for block in found])
+                cached = len(found) * size
+                computed = cached if cached > seq.host_tokens else seq.host_tokens
+                chunk = seq.context - computed
                 if chunk > budget:
                     chunk = budget
-                blocks = -(-(restored + chunk) // size)
+                blocks = -(-(computed + chunk) // size)
                 needed = -(-seq.context // size) if self._whole_prompt else blocks
-                if needed > free:
+                if needed - shared + (self._watermark if running else 0) > free:
+                    self._blocked = found
                     break
                 waiting.popleft()
                 running[seq.request.id] = seq
-                free -= blocks
+                free -= blocks - shared
                 room -= 1
                 budget -= chunk
+                seq.computed = computed
                 if seq.host is not None:
                     seq.host.release(seq)
-                    seq.computed = restored
-                    self.restored_tokens += restored
-                if seq.generated and restored + 1 == seq.context:
+                    self.restored_tokens += computed - cached
+                if cache is not None:
+                    self._capacity += shared
+                    cache.admit(seq, found)
+                    cache.fit(free)
+                if seq.generated and computed + 1 == seq.context:
                     decodes.join(seq)
                     self._resumed.append(seq)
+                    if cache is not None:
+                        cache.join(seq)
+                        cache.write(seq, computed + 1)
                 else:
                     self._add_chunk(seq, chunk)
                 if not waiting:
@@ -258,6 +312,8 @@ class Scheduler:
         before = seq.computed
         after = before + chunk
         self._chunks.append((seq, after))
+        if self.cache is not None:
+            self.cache.write(seq, after)
         self.tokens += chunk
         self.pairs += (after * (after + 1) - before * (before + 1)) // 2
 
@@ -279,13 +335,13 @@ class Scheduler:
             self._requeue(seq)
         return 0
 
-    def _preempt_lowest(self) -> int:
+    def _preempt_in_turn(self) -> int:
         """Go through the running in order and preempt the lowest-ranked when one lacks blocks.
 
         One that finds itself the lowest ends the round: those behind it are skipped in this iteration.
         Returns the chunk that the partial prefill gets.
         """
-        decodes, size = self.decodes, self.block_size
+        decodes, size, cache = self.decodes, self.block_size, self.cache
         order = list(self.running.values())
         computed = {
             seq: seq.computed if seq is self._partial else decodes.steps - seq.offset for seq in order
@@ -293,7 +349,7 @@ class Scheduler:
         held = {seq: -(-tokens // size) for seq, tokens in computed.items()}
         given: dict[SimRequest, int] = {}
         """Tokens in this iteration of those that are through."""
-        free = self.blocks - sum(held.values())
+        free = self._capacity - sum(held.values())
         budget = self.max_num_batched_tokens
         turn = 0
         while turn < len(order):
@@ -302,12 +358,13 @@ class Scheduler:
             needed = -(-(computed[seq] + tokens) // size) - held[seq]
             victim = None
             while needed > free and victim is not seq:
-                victim = max(order, key=priority)
+                victim = max(order, key=priority) if self._by_priority else order[-1]
                 turn -= victim in given
                 order.remove(victim)
-                free += held.pop(victim)
+                del held[victim]
                 budget += given.pop(victim, 0)
                 self.stop(victim)
+                free = self._capacity - sum(held.values())
                 self._requeue(victim)
             if victim is seq:
                 break
@@ -316,6 +373,10 @@ class Scheduler:
             given[seq] = tokens
             budget -= tokens
             turn += 1
+            if cache is not None:
+                cache.fit(free)
+                if seq is not self._partial:
+                    cache.write(seq, computed[seq] + 1)
         self._skipped = [seq for seq in order[turn:] if seq is not self._partial]
         return given.get(self._partial, 0) if self._partial is not None else 0
 

@@ -94,6 +94,7 @@ class Cluster:
             for spec in instances
         }
         self._arrivals = workload.requests()
+        self._contents = workload.contents() if config.enable_prefix_caching else None
         self._next = next(self._arrivals, None)
         self._arrival = Alarm(self.clock, self._arrive)
         if self._next is not None:
@@ -174,7 +175,9 @@ class Cluster:
             if request.arrived_at > now:
                 self._arrival.set(request.arrived_at)
                 break
-            self.store[request.id] = SimRequest(request, output_tokens)
+            seq = self.store[request.id] = SimRequest(request, output_tokens)
+            if self._contents is not None:
+                seq.content = next(self._contents)
             self._inbox.append(RequestArrived(request))
             self.arrived += 1
             arrival = next(self._arrivals, None)

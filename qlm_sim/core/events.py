@@ -104,6 +104,11 @@ class EngineReported:
     """Total seconds spent executing iterations."""
     preemptions: int
     """Total requests preempted because KV blocks ran out."""
+    prefix_queries: int = 0
+    """Total tokens looked up in the prefix cache; 0 where there is none. A request that comes back from a
+    preemption is not counted."""
+    prefix_hits: int = 0
+    """Those of them that were found."""
 
 
 @fact

@@ -19,6 +19,11 @@ class EngineConfig:
     scheduler_reserve_full_isl: bool = False
     """Admit a request only where its whole prompt fits the free KV blocks, not just its first chunk.
     vLLM 0.19 and later do so by default."""
+    watermark: float = 0.0
+    """Share of the KV blocks to keep free when a waiting request is admitted beside running ones."""
+    enable_prefix_caching: bool = False
+    """Find the KV blocks of requests that began alike (vLLM does so by default). It needs a trace that tells
+    what its requests have in common."""
     num_gpu_blocks: int | None = None
     """KV cache blocks, where an engine's log told them; None computes them from memory."""
 

@@ -6,6 +6,7 @@ clairvoyant policy read them. ``requests`` yields what a scheduler may see.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from qlm_sim.core.ids import Ids
 from qlm_sim.core.types import Request, SloClass
+from qlm_sim.workload.content import Content, contents
 
 Counts = NDArray[np.integer[Any]]
 """Whole numbers, of whatever width holds them."""
@@ -35,6 +37,8 @@ class Trace:
     """Names; "" where a row names none. ``slo_class`` likewise."""
     slo_class: Sequence[str] | None = None
     max_tokens: NDArray[np.int64] | None = None
+    content: Sequence[str] | None = None
+    """Which requests begin alike, see qlm_sim.workload.content; "" where a row does not say."""
     foreign_models: bool = False
     """The model names are another service's: one that the scenario lacks is no mistake."""
 
@@ -55,6 +59,7 @@ class Trace:
             model=None if self.model is None else [self.model[row] for row in places],
             slo_class=None if self.slo_class is None else [self.slo_class[row] for row in places],
             max_tokens=None if self.max_tokens is None else self.max_tokens[rows],
+            content=None if self.content is None else [self.content[row] for row in places],
         )
 
 
@@ -71,6 +76,8 @@ class Workload:
     model_index: Counts
     slo_classes: tuple[SloClass, ...]
     slo_index: Counts
+    content: Sequence[str] | None = None
+    """As a Trace's."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -93,6 +100,10 @@ class Workload:
                 self.max_tokens[part].tolist(),
             )
             yield from zip(requests, self.output_tokens[part].tolist(), strict=True)
+
+    def contents(self) -> Iterator[Content]:
+        """What each request's tokens have in common with others'. Only the simulated engine may see it."""
+        return contents(self.ids, repeat("", len(self)) if self.content is None else self.content)
 
 
 def scheduling_slo_s(slo: SloClass) -> float:

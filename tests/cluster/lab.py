@@ -79,6 +79,7 @@ def workload(
     rows: Sequence[tuple[float, int, int]],
     models: Sequence[str] = (),
     slo_s: Sequence[float] = (),
+    content: Sequence[str] | None = None,
 ) -> Workload:
     """Rows of (arrival, prompt tokens, output tokens), named r0, r1, ... in sorting order; SLOs on TTFT."""
     names = tuple(dict.fromkeys(models)) or ("m",)
@@ -94,6 +95,7 @@ def workload(
         model_index=np.array([names.index(m) for m in models] or [0] * count, dtype=np.int64),
         slo_classes=tuple(SloClass(f"slo{s}", ttft_s=s) for s in slos),
         slo_index=np.array([slos.index(s) for s in slo_s] or [0] * count, dtype=np.int64),
+        content=content,
     )
 
 

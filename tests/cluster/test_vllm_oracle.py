@@ -20,7 +20,7 @@ from qlm_sim.core.types import ModelOnInstance, SloClass
 from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.workload.workload import Workload
 
-TRACES = Path(__file__).parent / "data" / "vllm_scheduler_traces.json.gz"
+DATA = Path(__file__).parent / "data"
 FOREVER = 1 << 62
 
 
@@ -47,6 +47,10 @@ class Recorded:
     requests: Workload
     """Arrivals are steps; a request's deadline is its priority."""
     steps: list[Step]
+    evictions: list[tuple[int, str, int]]
+    """Step, request, and the step at which it comes back."""
+    prefix_queries: int
+    prefix_hits: int
 
 
 def recorded(workload: dict[str, Any]) -> Recorded:
@@ -65,6 +69,8 @@ def recorded(workload: dict[str, Any]) -> Recorded:
             block_size=size,
             scheduling_policy=workload["policy"],
             scheduler_reserve_full_isl=workload["scheduler_reserve_full_isl"],
+            watermark=workload.get("watermark", 0.0),
+            enable_prefix_caching=workload.get("enable_prefix_caching", False),
         ),
         requests=Workload(
             ids=[f"r{number:02}" for number in range(len(arrival))],
@@ -76,30 +82,64 @@ def recorded(workload: dict[str, Any]) -> Recorded:
             model_index=np.zeros(len(arrival), dtype=np.int64),
             slo_classes=tuple(SloClass(str(slo), ttft_s=float(slo)) for slo in slos),
             slo_index=slo_index.astype(np.int64),
+            content=workload.get("content"),
         ),
         steps=[Step(*step) for step in workload["steps"]],
+        evictions=[(step, f"r{row:02}", back_at) for step, row, back_at in workload.get("evictions", ())],
+        prefix_queries=workload.get("prefix_queries", 0),
+        prefix_hits=workload.get("prefix_hits", 0),
     )
 
 
-WORKLOADS = [recorded(each) for each in json.loads(gzip.decompress(TRACES.read_bytes()))["workloads"]]
+def workloads(file: str) -> list[Recorded]:
+    return [recorded(each) for each in json.loads(gzip.decompress((DATA / file).read_bytes()))["workloads"]]
+
+
+WORKLOADS = workloads("vllm_scheduler_traces.json.gz")
+ALIKE = workloads("vllm_prefix_caching_traces.json.gz")
+"""Requests that begin alike, with prefix caching."""
 each_workload = pytest.mark.parametrize("vllm", WORKLOADS, ids=range(len(WORKLOADS)))
+each_workload_and_those_alike = pytest.mark.parametrize(
+    "vllm",
+    WORKLOADS + ALIKE,
+    ids=[*map(str, range(len(WORKLOADS))), *(f"alike{number}" for number in range(len(ALIKE)))],
+)
 
 
-def replay(vllm: Recorded, longest: int) -> list[Step]:
+def replay(vllm: Recorded, longest: int) -> tuple[list[Step], Scheduler]:
     """What our scheduler does with the same requests, in leaps of at most ``longest`` iterations."""
     scheduler = Scheduler(vllm.profile, vllm.config)
-    arriving = [SimRequest(request, output) for request, output in vllm.requests.requests()]
-    arriving.reverse()
+    requests = [SimRequest(request, output) for request, output in vllm.requests.requests()]
+    for seq, content in zip(requests, vllm.requests.contents(), strict=True):
+        seq.content = content
+    arriving = [(int(seq.request.arrived_at), seq) for seq in requests]
+    evictions = vllm.evictions[:]
+    present: dict[str, SimRequest] = {}
     steps: list[Step] = []
     number = 0
-    while arriving or scheduler.running or scheduler.waiting:
-        if not (scheduler.running or scheduler.waiting):
-            number = max(number, int(arriving[-1].request.arrived_at))
-        while arriving and arriving[-1].request.arrived_at <= number:
-            scheduler.add(arriving.pop())
-        until_arrival = int(arriving[-1].request.arrived_at) - number if arriving else FOREVER
+    while arriving or present:
+        if not present:
+            number = max(number, arriving[0][0])
+        while evictions and evictions[0][0] <= number:
+            _, name, back_at = evictions.pop(0)
+            if name in present:
+                seq = present.pop(name)
+                if name in scheduler.running:
+                    scheduler.stop(seq)
+                else:
+                    scheduler.withdraw(seq)
+                arriving.append((back_at, seq))
+        arriving.sort(key=lambda each: each[0])
+        while arriving and arriving[0][0] <= number:
+            seq = arriving.pop(0)[1]
+            present[seq.request.id] = seq
+            seq.announced = False
+            scheduler.add(seq)
+        if not present:
+            continue
+        until = [at - number for at, *_ in arriving + evictions if at > number]
         before = scheduler.preemptions
-        iterations = scheduler.schedule(min(longest, until_arrival))
+        iterations = scheduler.schedule(min(longest, *until, FOREVER))
         leap = [
             Step(
                 number + done,
@@ -115,16 +155,22 @@ def replay(vllm: Recorded, longest: int) -> list[Step]:
         begun, finished = scheduler.complete(iterations)
         leap[-1].begun.extend(sorted(seq.request.id for seq in begun))
         leap[-1].finished.extend(sorted(seq.request.id for seq in finished))
+        for seq in finished:
+            del present[seq.request.id]
         steps += leap
         number += iterations
-    return steps
+    return steps, scheduler
 
 
-@each_workload
+@each_workload_and_those_alike
 @pytest.mark.parametrize("longest", [1, 7, FOREVER], ids=["stepping", "leaps-of-7", "leap"])
 def test_every_iteration_schedules_what_vllm_does(vllm: Recorded, longest: int) -> None:
-    for ours, theirs in zip(replay(vllm, longest), vllm.steps, strict=True):
+    steps, scheduler = replay(vllm, longest)
+    for ours, theirs in zip(steps, vllm.steps, strict=True):
         assert ours == theirs
+    if scheduler.cache is not None:
+        assert scheduler.cache.queried_tokens == vllm.prefix_queries
+        assert scheduler.cache.hit_tokens == vllm.prefix_hits
 
 
 @each_workload

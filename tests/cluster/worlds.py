@@ -34,6 +34,8 @@ def worlds(draw: st.DrawFn, *steps: Step) -> World:
     trace = draw(rows)
     names = draw(st.lists(st.sampled_from(["m", "n"]), min_size=len(trace), max_size=len(trace)))
     slos = draw(st.lists(st.sampled_from([1.0, 2.0, 3.0]), min_size=len(trace), max_size=len(trace)))
+    beginnings = st.sampled_from(["", "talk", "chat", "system:20 talk", "system:20", "system:33 chat"])
+    content = draw(st.lists(beginnings, min_size=len(trace), max_size=len(trace)))
     block_size = draw(st.sampled_from([1, 4, 16]))
     instances = [
         instance(
@@ -59,5 +61,7 @@ def worlds(draw: st.DrawFn, *steps: Step) -> World:
         block_size=block_size,
         scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
         scheduler_reserve_full_isl=draw(st.booleans()),
+        watermark=draw(st.sampled_from([0.0, 0.1])),
+        enable_prefix_caching=draw(st.booleans()),
     )
-    return workload(trace, names, slos), instances, config, draw(orders)
+    return workload(trace, names, slos, content), instances, config, draw(orders)
