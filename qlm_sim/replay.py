@@ -59,7 +59,7 @@ def scenario_workload(
     for spec in specs:
         for name, model in spec.models.items():
             longest[name] = min(model.max_model_len, longest.get(name, model.max_model_len))
-    return build_workload(
+    workload, notes = build_workload(
         trace,
         mix=scenario.mix,
         slo_classes=scenario.slo,
@@ -69,6 +69,12 @@ def scenario_workload(
         seed=scenario.seed,
         max_model_len=longest,
     )
+    if scenario.engine.enable_prefix_caching and workload.content is None:
+        notes.append(
+            f"prefix caching is on, but trace {trace.name} does not tell which requests begin alike: "
+            "only those that resume find their own blocks"
+        )
+    return workload, notes
 
 
 def replay(

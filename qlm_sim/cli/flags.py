@@ -18,6 +18,7 @@ _ENGINE_HELP = {
     "--gpu-memory-utilization": (float, "share of the GPU's memory that the engine may use"),
     "--max-model-len": (int, "longest prompt + output in tokens"),
     "--scheduling-policy": (str, "order inside the engine: fcfs or priority (lower value first)"),
+    "--watermark": (float, "share of the KV cache blocks to keep free when a waiting request is admitted"),
     "--num-gpu-blocks": (int, "KV cache blocks, as an engine's log told them"),
 }
 
@@ -35,6 +36,7 @@ _KEYS = {
     "--engine": "simulation.engine",
     "--horizon": "simulation.horizon_s",
     "--scheduler-reserve-full-isl": "engine.scheduler_reserve_full_isl",
+    "--enable-prefix-caching": "engine.enable_prefix_caching",
 } | {flag: f"engine.{flag[2:].replace('-', '_')}" for flag in _ENGINE_HELP}
 
 
@@ -85,6 +87,11 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
         "--scheduler-reserve-full-isl",
         action=argparse.BooleanOptionalAction,
         help="admit a request only where its whole prompt fits the free KV blocks",
+    )
+    engine.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        help="find the KV blocks of requests that began alike, where the trace tells which do",
     )
     simulation = parser.add_argument_group("simulation")
     simulation.add_argument(

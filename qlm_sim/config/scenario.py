@@ -141,5 +141,5 @@ LIMITS: Mapping[str, Limit] = (
         Limit(at_least=1),
     )
     | dict.fromkeys(("seed", "host_memory_gib"), Limit(at_least=0))
-    | {"gpu_memory_utilization": Limit(above=0, at_most=1)}
+    | {"gpu_memory_utilization": Limit(above=0, at_most=1), "watermark": Limit(at_least=0, at_most=1)}
 )

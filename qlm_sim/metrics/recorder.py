@@ -181,6 +181,13 @@ class RunRecorder:
         self._read()
         return sum(engine.preemptions for engine in self._engines.values())
 
+    def prefix_cache_hit_rate(self) -> float | None:
+        """Share of the tokens that the engines looked up in their prefix caches and found there."""
+        self._read()
+        queries = sum(engine.prefix_queries for engine in self._engines.values())
+        hits = sum(engine.prefix_hits for engine in self._engines.values())
+        return hits / queries if queries else None
+
     def _grow(self) -> None:
         self._capacity += _BLOCK_ROWS
         for times in (self._first_token_s, self._finished_s):
@@ -264,7 +271,7 @@ class RunRecorder:
 
     def _rare(self, now: float, event: Event) -> None:
         if isinstance(event, EngineReported):
-            self._engines[event.instance].report(now, event.busy_s, event.kv_utilization, event.preemptions)
+            self._engines[event.instance].report(now, event)
         elif isinstance(event, RequestEvicted):
             row = self._row_of.get(event.request_id, -1)
             if row >= 0 and self._attempts[row] == event.attempt and self._state[row] != _WAITING:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qlm_sim.core.events import EngineReported
+
 MOST_POINTS = 600
 
 
@@ -80,7 +82,9 @@ class EngineSampler:
 
     def __init__(self) -> None:
         self.preemptions = 0
-        self._earlier_preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self._earlier = (0, 0, 0)
         self._earlier_busy_s = 0.0
         self._gap_s = 0.0
         self._time_s = array("d")
@@ -89,17 +93,21 @@ class EngineSampler:
 
     def restart(self) -> None:
         """The engine starts anew: its totals begin at zero again."""
-        self._earlier_preemptions = self.preemptions
+        self._earlier = (self.preemptions, self.prefix_queries, self.prefix_hits)
         self._earlier_busy_s = self._busy_s[-1] if self._busy_s else 0.0
 
-    def report(self, now: float, busy_s: float, kv_utilization: float, preemptions: int) -> None:
-        self.preemptions = self._earlier_preemptions + preemptions
+    def report(self, now: float, report: EngineReported) -> None:
+        preemptions, queries, hits = self._earlier
+        self.preemptions = preemptions + report.preemptions
+        self.prefix_queries = queries + report.prefix_queries
+        self.prefix_hits = hits + report.prefix_hits
         columns = (self._time_s, self._busy_s, self._kv)
         times = self._time_s
         if len(times) > 1 and now - times[-2] < self._gap_s:
             for column in columns:
                 column.pop()
-        for column, value in zip(columns, (now, self._earlier_busy_s + busy_s, kv_utilization), strict=True):
+        values = (now, self._earlier_busy_s + report.busy_s, report.kv_utilization)
+        for column, value in zip(columns, values, strict=True):
             column.append(value)
         if len(times) > MOST_POINTS:
             for column in columns:

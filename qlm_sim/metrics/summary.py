@@ -36,6 +36,9 @@ def summarise(
       instances; ``kv_utilization``: mean of the engines' reports.
     * ``swaps``: models loaded after the start; ``evictions``: by order of the scheduler;
       ``preemptions``: by engines short of KV blocks.
+    * ``prefix_cache_hit_rate``: share of the prompts' tokens that the engines found in their prefix caches.
+      As vLLM counts: the prompt of a resumed request includes what it had generated, and one that comes back
+      from a preemption is not counted. None without prefix caching.
     * ``saturated`` and ``saturation``: see qlm_sim.metrics.saturation.
     """
     met = requests.slo_met(slo_classes)
@@ -75,6 +78,7 @@ def summarise(
             "swaps": recorder.swaps(),
             "evictions": int(requests.evictions.sum()),
             "preemptions": recorder.preemptions(),
+            "prefix_cache_hit_rate": recorder.prefix_cache_hit_rate(),
             "makespan_s": makespan_s,
             "saturated": verdict.saturated,
             "saturation": verdict.sentence,

@@ -97,8 +97,10 @@ def attainment_columns(class_names: Sequence[str]) -> list[Column]:
     ]
 
 
-def service_columns() -> list[Column]:
-    """Rates, latencies and what the cluster did for them."""
+def service_columns(runs: Sequence[PolicyRun]) -> list[Column]:
+    """Rates, latencies and what the cluster did for them; prefix caching where it is on."""
+    prefix = Column("prefix", ("prefix_cache_hit_rate",), percent, max)
+    on = any(run.summary.get("prefix_cache_hit_rate") is not None for run in runs)
     return [
         Column("req/s", ("throughput_rps",), number, max),
         Column("goodput/s", ("goodput_rps",), number, max),
@@ -107,6 +109,7 @@ def service_columns() -> list[Column]:
         Column("GPU", ("gpu_utilization",), percent),
         Column("swaps", ("swaps",), "{:,}".format),
         Column("evictions", ("evictions",), "{:,}".format),
+        *([prefix] if on else []),
     ]
 
 

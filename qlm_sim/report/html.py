@@ -92,7 +92,7 @@ Requests that were unfinished or rejected count as missed.</p>
 {_warnings([*warnings(runs), *notes])}
 <h2>The policies compared</h2>
 {_comparison(runs, attainment_columns(classes))}
-{_comparison(runs, service_columns())}
+{_comparison(runs, service_columns(runs))}
 <p class="faint">Best figures in blue. Goodput counts requests that met their SLO. TTFT: time from arrival to
 the first token. GPU: share of time in which the engines executed.</p>
 <h2>Figures</h2>

@@ -14,7 +14,7 @@ from qlm_sim.report.comparison import Column, attainment_columns, headline, serv
 def print_comparison(runs: Sequence[PolicyRun], console: Console) -> None:
     """Print the policies as rows, the best figures bold: one table, or two where one is too wide."""
     attainment = attainment_columns([slo.name for slo in runs[0].slo_classes])
-    service = service_columns()
+    service = service_columns(runs)
     whole = _table(runs, [*attainment, *service])
     unbounded = console.options.update(width=10_000)
     if console.measure(whole, options=unbounded).maximum <= console.width:

@@ -9,7 +9,7 @@ Knows no engine and no file format.
 """
 
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 Content = tuple[tuple[int, Hashable], ...]
 """Runs as (first token, chain). Two requests whose tokens are equal up to the end of a run have the same
@@ -29,6 +29,30 @@ def parse_content(text: str) -> list[tuple[str, int | None]]:
             raise ValueError(f"{word!r} after {runs[-1][0]!r}, which has no length; only the last may do so")
         runs.append((match[1], int(match[2]) if match[2] else None))
     return runs
+
+
+def hash_block_tokens(prompt_tokens: Sequence[int], ids: Sequence[int]) -> int | None:
+    """How many tokens each hash id stands for, told by how many ids the prompts have.
+
+    Mooncake's 512 if they fit, else another power of two, else None. A last part that is not whole may have
+    an id or not.
+    """
+    for size in (512, *(1 << bits for bits in range(4, 13))):
+        if all(
+            tokens // size <= count <= -(-tokens // size)
+            for tokens, count in zip(prompt_tokens, ids, strict=True)
+        ):
+            return size
+    return None
+
+
+def content_of_hashes(ids: Sequence[int], prompt_tokens: int, size: int) -> str:
+    """Content of a prompt whose parts of ``size`` tokens have these ids; what is generated is its own."""
+    runs = [f"{each}:{size}" for each in ids]
+    rest = prompt_tokens - (len(ids) - 1) * size
+    if runs and rest < size:
+        runs[-1] = f"{ids[-1]}:{rest}"
+    return " ".join(runs)
 
 
 def again(text: str, use: int) -> str:

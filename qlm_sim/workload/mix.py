@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qlm_sim.core.types import SloClass
 from qlm_sim.errors import InputError
 from qlm_sim.workload.arrivals import arrival_times, parse_arrivals, rescale
+from qlm_sim.workload.content import again
 from qlm_sim.workload.workload import Trace, Workload, drawn_ids
 
 Ints = NDArray[np.int64]
@@ -89,6 +90,11 @@ def build_workload(
 
     order = np.argsort(arrival_s, kind="stable")
     rows, model, prompt = chosen.rows[order], chosen.model[order], chosen.prompt_tokens[order]
+    content = None
+    if trace.content is not None:
+        own_prompt = prompt == trace.prompt_tokens[rows]
+        rows, content = _content(trace.content, rows, model, own_prompt, in_turn=not from_trace)
+        prompt = np.where(own_prompt, trace.prompt_tokens[rows], prompt)
     room = limits[model] - prompt
     workload = Workload(
         ids=drawn_ids(trace.ids, rows),
@@ -100,6 +106,7 @@ def build_workload(
         model_index=_small(model),
         slo_classes=tuple(slo_classes),
         slo_index=_small(chosen.slo[order]),
+        content=content,
     )
     return workload, notes
 
@@ -240,6 +247,35 @@ class _Chooser:
         drawn = self.low[entry] + np.floor(chance * width).astype(np.int64)
         prompts: Ints = np.where(self.ranged[entry] & ~keep, drawn, from_trace)
         return prompts
+
+
+def _content(
+    texts: Sequence[str], rows: Ints, model: Ints, own_prompt: Bools, *, in_turn: bool
+) -> tuple[Ints, list[str]]:
+    """The rows, and what they have in common, given in order of arrival.
+
+    A prompt that is not the trace's has nothing in common with others. A row that is used again is alike, yet
+    other tokens. ``in_turn``: rows come in any order, so those of one conversation and model change places
+    among themselves until they stand as in the trace.
+    """
+    uses: dict[int, int] = {}
+    found: list[str] = []
+    for row, own in zip(rows.tolist(), own_prompt.tolist(), strict=True):
+        use = uses[row] = uses.get(row, 0) + 1
+        text = texts[row] if own else ""
+        found.append(again(text, use) if use > 1 else text)
+    if in_turn:
+        talks: dict[tuple[str, int] | int, int] = {}
+        talk = np.array(
+            [
+                talks.setdefault((text, each) if text else place, len(talks))
+                for place, (text, each) in enumerate(zip(found, model.tolist(), strict=True))
+            ]
+        )
+        placed = rows.copy()
+        placed[np.argsort(talk, kind="stable")] = rows[np.lexsort((rows, talk))]
+        rows = placed
+    return rows, found
 
 
 def _arrival_s(

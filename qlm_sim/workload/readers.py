@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlm_sim.errors import InputError
+from qlm_sim.workload.content import content_of_hashes, hash_block_tokens, parse_content
 from qlm_sim.workload.files import Progress, open_trace
 from qlm_sim.workload.openai_batch import read_openai_batch
-from qlm_sim.workload.sharegpt import read_sharegpt
+from qlm_sim.workload.sharegpt import read_sharegpt, read_sharegpt_turns
 from qlm_sim.workload.tables import Table, csv_header, read_csv, read_jsonl, read_parquet, shorten
 from qlm_sim.workload.tokenizers import load_tokenizer
 from qlm_sim.workload.workload import Trace
@@ -25,6 +26,9 @@ BUILT_IN = ("sharegpt",)
 """Traces that come with the package, by name."""
 
 Warn = Callable[[str], None]
+
+_TEXTS = {"sharegpt": read_sharegpt, "sharegpt-turns": read_sharegpt_turns, "openai-batch": read_openai_batch}
+"""Readers of formats that hold text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +46,22 @@ class TableFormat:
     foreign_models: bool = False
     slo_class: str | None = None
     max_tokens: str | None = None
+    content: str | None = None
+    hash_ids: str | None = None
+    """Lists of ids, each of as many tokens and of all that come before."""
 
     def columns(self) -> list[str]:
-        named = (self.arrival, self.id, self.model, self.slo_class, self.prompt, self.output, self.max_tokens)
+        named = (
+            self.arrival,
+            self.id,
+            self.model,
+            self.slo_class,
+            self.prompt,
+            self.output,
+            self.max_tokens,
+            self.content,
+            self.hash_ids,
+        )
         return [name for name in named if name]
 
     def required(self) -> list[str]:
@@ -64,13 +81,16 @@ CANONICAL = TableFormat(
     model="model",
     slo_class="slo_class",
     max_tokens="max_tokens",
+    content="content",
 )
 """The project's own: CSV, JSON Lines or Parquet."""
 
 TABLES = {
     "qlm": CANONICAL,
     "azure": TableFormat("ContextTokens", "GeneratedTokens", "TIMESTAMP", arrival_unit_s=None),
-    "mooncake": TableFormat("input_length", "output_length", "timestamp", arrival_unit_s=1e-3),
+    "mooncake": TableFormat(
+        "input_length", "output_length", "timestamp", arrival_unit_s=1e-3, hash_ids="hash_ids"
+    ),
     "vidur": TableFormat("num_prefill_tokens", "num_decode_tokens", "arrived_at", arrival_required=False),
     "burstgpt": TableFormat(
         "Request tokens", "Response tokens", "Timestamp", model="Model", foreign_models=True
@@ -78,15 +98,16 @@ TABLES = {
 }
 
 FORMATS = {
-    "sharegpt": 'JSON, [{"id", "conversations": [{"from", "value"}]}]',
+    "sharegpt": 'JSON, [{"id", "conversations": [{"from", "value"}]}]; the first exchange of each',
+    "sharegpt-turns": "the same, every exchange of each, the earlier ones in its prompt",
     "azure": "CSV, TIMESTAMP,ContextTokens,GeneratedTokens",
-    "mooncake": "JSON Lines, timestamp (ms), input_length, output_length",
+    "mooncake": "JSON Lines, timestamp (ms), input_length, output_length, hash_ids (may be absent)",
     "vidur": "CSV, arrived_at (may be absent),num_prefill_tokens,num_decode_tokens",
     "burstgpt": "CSV, Timestamp,Model,Request tokens,Response tokens",
     "openai-batch": "JSON Lines, custom_id, body",
     "vllm-bench": "JSON, a result of vllm bench serve with input_lens, output_lens",
     "qlm": "CSV, JSON Lines or Parquet, prompt_tokens, output_tokens "
-    "and any of arrival_s, model, slo_class, id, max_tokens",
+    "and any of arrival_s, model, slo_class, id, max_tokens, content",
 }
 """Every format's name and what marks it."""
 
@@ -112,9 +133,8 @@ def read_trace(
         format = recognise(path)
     elif format not in FORMATS:
         raise InputError(f"format {format!r} is unknown; known are {', '.join(FORMATS)}")
-    if format in ("sharegpt", "openai-batch"):
-        read = read_sharegpt if format == "sharegpt" else read_openai_batch
-        trace = read(path, name, load_tokenizer(tokenizer), progress, warn)
+    if format in _TEXTS:
+        trace = _TEXTS[format](path, name, load_tokenizer(tokenizer), progress, warn)
     else:
         if tokenizer is not None:
             warn(f"{path_or_name}: holds token counts, so tokenizer {tokenizer} is not used")
@@ -221,7 +241,30 @@ def _from_table(path: str, name: str, format: str, warn: Warn) -> Trace:
         slo_class=strings(spec.slo_class),
         max_tokens=max_tokens,
         foreign_models=spec.foreign_models,
+        content=_content(table, spec, warn),
     )
+
+
+def _content(table: Table, spec: TableFormat, warn: Warn) -> list[str] | None:
+    if spec.hash_ids and spec.hash_ids in table:
+        cells = table.integer_lists(spec.hash_ids)
+        prompts = table.whole_numbers(spec.prompt).tolist()
+        size = hash_block_tokens(prompts, [len(ids) for ids in cells])
+        if size is None:
+            warn(
+                f"{table.path}: {spec.hash_ids} are not one for each so many tokens of a prompt, so not used"
+            )
+            return None
+        return [content_of_hashes(ids, prompt, size) for ids, prompt in zip(cells, prompts, strict=True)]
+    if not spec.content or spec.content not in table:
+        return None
+    texts = table.strings(spec.content)
+    for row, text in enumerate(texts):
+        try:
+            parse_content(text)
+        except ValueError as error:
+            raise table.error(row, f"{spec.content} is {error}") from None
+    return texts
 
 
 def _read_table(path: str, spec: TableFormat) -> Table:

@@ -1,4 +1,4 @@
-"""Reads ShareGPT JSON: conversations in, the token lengths of one exchange of each out.
+"""Reads ShareGPT JSON: conversations in, the token lengths of the first exchange of each, or of all, out.
 
 Knows no other format. The file is read in pieces and its text is let go as soon as it is counted, so
 memory stays small however large the file. A file cut off in the middle is read up to the cut.
@@ -7,6 +7,8 @@ memory stays small however large the file. A file cut off in the middle is read 
 import json
 import re
 from collections.abc import Callable, Iterator
+
+import numpy as np
 
 from qlm_sim.errors import InputError
 from qlm_sim.workload.files import Progress, text_chunks
@@ -57,6 +59,66 @@ def read_sharegpt(
     )
 
 
+def read_sharegpt_turns(
+    path: str, name: str, counter: TokenCounter, progress: Progress | None, warn: Callable[[str], None]
+) -> Trace:
+    """One request for each turn that an assistant's turn follows; all turns before it are in its prompt.
+
+    So the requests of a conversation begin alike, and their content is the conversation's id. Conversations
+    without a whole exchange are left out and counted in a warning, as are answers that are blank.
+    """
+    talks: list[tuple[str, list[bool]]] = []
+    """Of each conversation: id, and of each turn whether an assistant speaks."""
+
+    def texts() -> Iterator[str]:
+        for number, conversation in enumerate(_elements(path, progress, warn), 1):
+            conversation_id, turns = _turns(conversation, f"{path}: conversation {number:,}")
+            talks.append((conversation_id or str(number), [speaker in ASSISTANTS for speaker, _ in turns]))
+            for _, text in turns:
+                yield text
+
+    counts = iter(counter.count(texts()).tolist())
+    names = unique_ids([talk_id for talk_id, _ in talks])
+    ids: list[str] = []
+    content: list[str] = []
+    prompts: list[int] = []
+    outputs: list[int] = []
+    empty = 0
+    for talk_name, (_, answers) in zip(names, talks, strict=True):
+        before, exchanges = 0, 0
+        for place, answer in enumerate(answers):
+            tokens = next(counts)
+            if answer and before and tokens and not answers[place - 1]:
+                exchanges += 1
+                ids.append(f"{talk_name}/{exchanges}")
+                content.append(_stream(talk_name))
+                prompts.append(before + counter.prompt_extra_tokens)
+                outputs.append(tokens)
+            before += tokens
+        empty += not exchanges
+    if not ids:
+        raise InputError(
+            f"{path}: none of {len(talks):,} conversations has a human turn that an assistant answers"
+        )
+    if empty:
+        warn(
+            f"{path}: {empty:,} of {len(talks):,} conversations are left out: "
+            "no human turn with an assistant's answer after it"
+        )
+    return Trace(
+        name=name,
+        ids=unique_ids(ids),
+        prompt_tokens=np.array(prompts, dtype=np.int64),
+        output_tokens=np.array(outputs, dtype=np.int64),
+        content=content,
+    )
+
+
+def _stream(name: str) -> str:
+    """The name as that of a stream: without what has a meaning there."""
+    return re.sub(r"[\s:]", "_", name)
+
+
 def _elements(path: str, progress: Progress | None, warn: Callable[[str], None]) -> Iterator[object]:
     """The elements of the file's JSON array, one at a time, up to its end or the cut."""
     text = _Text(path, text_chunks(path, progress))
@@ -85,13 +147,11 @@ def _elements(path: str, progress: Progress | None, warn: Callable[[str], None])
         raise text.error(text.at, f"{sign!r} after the closing ']'; nothing would be right")
 
 
-def _first_exchange(conversation: object, where: str) -> tuple[str, tuple[str, str] | None]:
-    """The conversation's id, and its first human turn with the answer."""
+def _turns(conversation: object, where: str) -> tuple[str, list[tuple[str, str]]]:
+    """The conversation's id, and (speaker, text) of its turns."""
     if not isinstance(conversation, dict) or not isinstance(conversation.get("conversations"), list):
         raise InputError(f'{where}: {shorten(conversation)}; {{"id", "conversations": [...]}} would be right')
-    conversation_id = conversation.get("id", "")
-    prompt: str | None = None
-    exchange: tuple[str, str] | None = None
+    turns = []
     for turn in conversation["conversations"]:
         if (
             not isinstance(turn, dict)
@@ -99,10 +159,19 @@ def _first_exchange(conversation: object, where: str) -> tuple[str, tuple[str, s
             or not isinstance(value := turn.get("value"), str)
         ):
             raise InputError(f'{where}: turn {shorten(turn)}; {{"from": text, "value": text}} would be right')
-        if exchange is None and prompt is not None and speaker in ASSISTANTS:
-            exchange = prompt, value
+        turns.append((speaker, value))
+    return str(conversation.get("id", "")), turns
+
+
+def _first_exchange(conversation: object, where: str) -> tuple[str, tuple[str, str] | None]:
+    """The conversation's id, and its first human turn with the answer."""
+    conversation_id, turns = _turns(conversation, where)
+    prompt: str | None = None
+    for speaker, value in turns:
+        if prompt is not None and speaker in ASSISTANTS:
+            return conversation_id, (prompt, value)
         prompt = value if speaker in HUMANS else None
-    return str(conversation_id), exchange
+    return conversation_id, None
 
 
 _MARGIN = 16

@@ -75,6 +75,16 @@ class Table:
             texts.append(cell or "")
         return texts
 
+    def integer_lists(self, column: str) -> list[list[int]]:
+        """Lists of whole numbers; an empty one where a row has none."""
+        lists = []
+        for row, cell in enumerate(self._cells(column)):
+            cell = [] if cell is None else cell
+            if not isinstance(cell, list) or not all(type(each) is int for each in cell):
+                raise self._bad_cell(column, row, "a list of whole numbers")
+            lists.append(cell)
+        return lists
+
     def error(self, row: int, message: str) -> InputError:
         return InputError(f"{self.path}: {self.line_of(row)}: {message}")
 

@@ -58,6 +58,8 @@ def _table(requests: Trace | Workload) -> pa.Table:
     columns["output_tokens"] = requests.output_tokens
     if requests.max_tokens is not None:
         columns["max_tokens"] = requests.max_tokens
+    if requests.content is not None:
+        columns["content"] = pa.array(requests.content, pa.string())
     return pa.table(columns)
 
 

@@ -102,6 +102,8 @@ FLAGS = {
     "--max-model-len 3000": ("engine.max_model_len", 3000),
     "--scheduling-policy priority": ("engine.scheduling_policy", "priority"),
     "--num-gpu-blocks 999": ("engine.num_gpu_blocks", 999),
+    "--watermark 0.01": ("engine.watermark", 0.01),
+    "--enable-prefix-caching": ("engine.enable_prefix_caching", True),
     "--scheduler-reserve-full-isl": ("engine.scheduler_reserve_full_isl", True),
     "--scenario paper-wa": ("name", "paper-wa"),
 }

@@ -18,8 +18,8 @@ AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:50.9951690,396,109
 2023-11-16 18:15:51.2224670,879,55
 """
-MOONCAKE = """{"timestamp": 27000, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47]}
-{"timestamp": 30000, "input_length": 6472, "output_length": 26, "hash_ids": [46]}
+MOONCAKE = """{"timestamp": 27000, "input_length": 695, "output_length": 52, "hash_ids": [46, 47]}
+{"timestamp": 30000, "input_length": 1472, "output_length": 26, "hash_ids": [46, 48, 49]}
 """
 VIDUR = "arrived_at,num_prefill_tokens,num_decode_tokens\n10.5,100,7\n11.0,2,3\n"
 SARATHI = (
@@ -54,7 +54,7 @@ def read(
     ("content", "format", "prompts", "outputs", "arrivals"),
     [
         (AZURE, "azure", [374, 396, 879], [44, 109, 55], [0.0, 4.314579, 4.541877]),
-        (MOONCAKE, "mooncake", [6955, 6472], [52, 26], [0.0, 3.0]),
+        (MOONCAKE, "mooncake", [695, 1472], [52, 26], [0.0, 3.0]),
         (VIDUR, "vidur", [100, 2], [7, 3], [0.0, 0.5]),
         (SARATHI, "vidur", [74, 290], [918, 905], None),
         (BURSTGPT, "burstgpt", [472, 1087], [18, 230], [0.0, 40.0]),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qlm_sim.errors import InputError
 from qlm_sim.workload import files
 from qlm_sim.workload.readers import read_trace
-from qlm_sim.workload.sharegpt import read_sharegpt
+from qlm_sim.workload.sharegpt import read_sharegpt, read_sharegpt_turns
 from qlm_sim.workload.tokenizers import TokenCounter, load_tokenizer
 from qlm_sim.workload.workload import Trace, drawn_ids, unique_ids
 
@@ -52,6 +52,24 @@ def test_first_human_turn_with_an_answer_becomes_the_request(tmp_path):
     assert trace.output_tokens.tolist() == [2, 4, 6, 8]
     assert len(warnings) == 1
     assert "5 of 9 conversations are left out" in warnings[0]
+
+
+def test_every_exchange_becomes_a_request_that_begins_with_those_before(tmp_path):
+    conversations = [
+        conversation("plain", ("human", "a" * 1), ("gpt", "b" * 2), ("human", "c" * 4), ("gpt", "d" * 8)),
+        conversation("a: b", ("system", "x" * 3), ("user", "a" * 5), ("user", "b" * 7), ("bard", "c" * 11)),
+        conversation("answers", ("gpt", "x"), ("gpt", "y"), ("human", "z"), ("gpt", ""), ("human", "u")),
+    ]
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(conversations))
+    warnings: list[str] = []
+    trace = read_sharegpt_turns(str(path), "t", CHARACTERS, None, warnings.append)
+    assert list(trace.ids) == ["plain/1", "plain/2", "a: b/1"]
+    assert trace.prompt_tokens.tolist() == [1, 1 + 2 + 4, 3 + 5 + 7]
+    assert trace.output_tokens.tolist() == [2, 8, 11]
+    assert trace.content == ["plain", "plain", "a__b"]
+    assert len(warnings) == 1
+    assert "1 of 3 conversations are left out" in warnings[0]
 
 
 TEXTS = st.text(st.characters(), min_size=1, max_size=6).map(lambda text: "." + text)

@@ -37,6 +37,9 @@ def workloads(draw: st.DrawFn) -> Workload:
         model_index=column(st.integers(0, len(models) - 1)),
         slo_classes=slos,
         slo_index=column(st.integers(0, len(slos) - 1)),
+        content=draw(
+            st.none() | st.lists(st.sampled_from(["", "talk", "a:5 b"]), min_size=len(ids), max_size=len(ids))
+        ),
     )
 
 
@@ -53,6 +56,7 @@ def test_workload_reads_back_the_same(tmp_path_factory, suffix, workload):
     assert trace.output_tokens.tolist() == workload.output_tokens.tolist()
     assert trace.max_tokens.tolist() == workload.max_tokens.tolist()
     assert trace.model == [workload.models[i] for i in workload.model_index]
+    assert trace.content == workload.content
     assert trace.slo_class == [workload.slo_classes[i].name for i in workload.slo_index]
 
 
@@ -63,6 +67,7 @@ def test_trace_keeps_what_it_does_not_say_open(tmp_path, suffix):
     again = read_trace(str(tmp_path / f"t{suffix}"), warn=pytest.fail)
     assert (again.arrival_s, again.slo_class, again.max_tokens) == (None, None, None)
     assert again.model == ["m", ""]
+    assert again.content is None
     write_trace(again, tmp_path / f"again{suffix}")
     assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"t{suffix}").read_bytes()
 
