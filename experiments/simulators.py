@@ -20,6 +20,7 @@ import numpy as np
 from qlm_sim.config import load_scenario
 from qlm_sim.config.instances import instances
 from qlm_sim.core.types import ModelOnInstance
+from qlm_sim.errors import InputError
 from qlm_sim.workload.readers import read_trace
 
 DRIVERS = Path(__file__).parent / "drivers"
@@ -45,13 +46,15 @@ class Outcome:
     """Wall-clock seconds of the simulation alone, as the simulator's driver tells it."""
     peak_mib: float
     finished: int
+    throughput_rps: float
+    """Requests per simulated second, from the first arrival to the last finish."""
     ttft_mean_s: float
     ttft_p99_s: float
     e2e_mean_s: float
     e2e_p99_s: float
 
 
-class Unavailable(Exception):
+class Unavailable(InputError):
     """A simulator that could not be installed or did not run, and why, in one line."""
 
 

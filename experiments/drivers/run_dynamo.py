@@ -23,6 +23,7 @@ print(
             "loop_s": summary["wall_time_ms"] / 1e3,
             "peak_mib": peak_kib / 1024,
             "finished": summary["completed_requests"],
+            "throughput_rps": summary["request_throughput_rps"],
             "ttft_mean_s": summary["mean_ttft_ms"] / 1e3,
             "ttft_p99_s": summary["p99_ttft_ms"] / 1e3,
             "e2e_mean_s": summary["mean_e2e_latency_ms"] / 1e3,

@@ -39,6 +39,7 @@ print(
             "loop_s": loop_s,
             "peak_mib": peak_kib / 1024,
             "finished": summary["finished"],
+            "throughput_rps": summary["throughput_rps"],
             "ttft_mean_s": summary["ttft_s"]["mean"],
             "ttft_p99_s": summary["ttft_s"]["p99"],
             "e2e_mean_s": summary["e2e_s"]["mean"],

@@ -96,6 +96,7 @@ simulator.run()
 loop_s = perf_counter() - began
 ttft = np.array([request.prefill_completed_at - request.arrived_at for request in requests])
 e2e = np.array([request.completed_at - request.arrived_at for request in requests])
+last = max(request.completed_at for request in requests)
 with open("/proc/self/status") as status:
     peak_kib = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 print(
@@ -104,6 +105,7 @@ print(
             "loop_s": loop_s,
             "peak_mib": peak_kib / 1024,
             "finished": sum(request.completed for request in requests),
+            "throughput_rps": len(requests) / (last - min(request.arrived_at for request in requests)),
             "ttft_mean_s": ttft.mean(),
             "ttft_p99_s": np.percentile(ttft, 99),
             "e2e_mean_s": e2e.mean(),
