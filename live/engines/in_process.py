@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import vllm.exceptions
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
@@ -29,6 +30,8 @@ _REFUSED = (
     "tools", "response_format", "structured_outputs", "logprobs", "top_logprobs", "prompt_logprobs", "echo",
     "best_of", "use_beam_search", "suffix",
 )  # fmt: skip
+_CLIENT_ERRORS = (ValueError, getattr(vllm.exceptions, "VLLMClientError", ValueError))
+"""What a request is at fault for; the second since vLLM 0.30 or so."""
 
 
 class InProcessBackend:
@@ -63,7 +66,7 @@ class InProcessBackend:
         try:
             prompt = self._prompt(call.body, chat)
             params = self._sampling(call.body)
-        except (ValueError, TypeError) as error:
+        except (TypeError, *_CLIENT_ERRORS) as error:
             listener.refused(400, str(error))
             return
         usage: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0}
@@ -79,7 +82,7 @@ class InProcessBackend:
                     listener.said(choice, tuple(piece.token_ids), output.prompt_token_ids)
         except asyncio.CancelledError:
             raise
-        except ValueError as error:
+        except _CLIENT_ERRORS as error:
             listener.refused(400, str(error))
         except Exception as error:
             listener.lost(f"{type(error).__name__}: {error}")

@@ -70,12 +70,11 @@ class Sleepers:
             await server.start(name)
             if name not in self._facts:
                 self._facts[name] = await server.backend.facts()
-            if len(self._servers) > 1:
-                asleep = await server.backend.asleep()
-                if name == model and asleep:
-                    await server.backend.wake_up(self._level)
-                elif name != model and not asleep:
-                    await server.backend.sleep(self._level)
+            asleep = await server.backend.asleep()
+            if name == model and asleep:
+                await server.backend.wake_up(self._level)
+            elif name != model and not asleep:
+                await server.backend.sleep(self._level)
         return self._servers[model].backend
 
     async def swap(self, old: str, new: str) -> Backend:

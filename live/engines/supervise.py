@@ -79,6 +79,7 @@ class SupervisedServer:
         self._host = host
         self._log_path = log_path
         self._start_timeout_s = start_timeout_s
+        self._url: str | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._backend: Backend | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -88,6 +89,11 @@ class SupervisedServer:
     def backend(self) -> Backend:
         assert self._backend is not None, "the server has not been started yet"
         return self._backend
+
+    @property
+    def url(self) -> str:
+        assert self._url is not None, "the server has not been started yet"
+        return self._url
 
     @property
     def pid(self) -> int | None:
@@ -116,7 +122,8 @@ class SupervisedServer:
         finally:
             if output not in (None, sys.stderr):
                 output.close()
-        self._backend = backend = self._connect(f"http://{self._host}:{port}", model)
+        self._url = f"http://{self._host}:{port}"
+        self._backend = backend = self._connect(self._url, model)
         up = asyncio.ensure_future(_until_healthy(backend))
         died = asyncio.ensure_future(process.wait())
         try:

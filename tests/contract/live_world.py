@@ -12,10 +12,23 @@ from live.engines.attempt import LiveRequest
 from live.engines.instance import Instance, Status
 from live.engines.port import LiveEngines
 from live.jobs import COMPLETIONS, Job
-from qlm_sim.cluster.simulation import NoSolver
 from qlm_sim.core.events import FirstToken, RequestArrived, RequestEvicted
+from qlm_sim.core.plan import Plan, PlanProblem
 from qlm_sim.core.types import Request
 from qlm_sim.runtime import Runtime
+
+
+class NoSolver:
+    """A script asks for no plans."""
+
+    ready_at = float("inf")
+
+    def submit(self, now: float, problem: PlanProblem) -> None:
+        raise AssertionError("a script asked for a plan")
+
+    def collect(self) -> Plan:
+        raise AssertionError("no plan was asked for")
+
 
 Crash = Callable[[], Awaitable[None]]
 
