@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from live.commands import serve
+from live.commands import fake_engine, serve
 from qlm_sim import __version__
 from qlm_sim.cli.parser import Parser
 from qlm_sim.errors import InputError
@@ -15,6 +15,7 @@ from qlm_sim.errors import InputError
 _EXAMPLES = """examples:
   qlm-live serve live.toml              the OpenAI-compatible gateway in front of your engines
   qlm-live serve live.toml --dry-run    only check the configuration
+  qlm-live fake-engine llama-2-7b --port 8101
 """
 
 
@@ -38,7 +39,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="qlm-live", description="Queue management for LLM serving, live.", epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=f"qlm-live {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve,):
+    for command in (serve, fake_engine):
         command.add_to(commands)
     return parser
 

@@ -22,7 +22,7 @@ from qlm_sim.core.events import Event, FirstToken
 from qlm_sim.core.forecast import Forecast
 from qlm_sim.core.types import Request
 
-FRESH_S = 0.02
+FRESH_S = 0.1
 ADMISSIONS = 0.1
 """Weight of the newest interval between two requests let in, in its running mean."""
 

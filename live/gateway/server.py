@@ -8,6 +8,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -131,7 +132,7 @@ def _listen(config: LiveConfig) -> socket.socket:
 def _recorded(service: Service, config: LiveConfig, path: Path) -> EventLogWriter:
     header = LogHeader(
         policy=config.scheduler.policy,
-        settings=scheduler_settings(config),
+        settings=replace(scheduler_settings(config), forecasts=True),
         instances=(),
         slo_classes=config.slo,
     )

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -212,6 +214,58 @@ def test_a_batch_survives_kill_9_of_the_gateway(tmp_path: Path) -> None:
         rows = answers_of(gateway, batch_id)
     assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
     assert {row["response"]["body"]["usage"]["completion_tokens"] for row in rows} == {40}
+
+
+OWN_ENGINES = """
+[gateway]
+port = 0
+[[model]]
+name = "llama-2-7b"
+""" + "".join(
+    f"""
+[[engine]]
+id = "e{number}"
+models = ["llama-2-7b"]
+command = [{json.dumps(sys.executable)}, "-m", "live.cli", "fake-engine", "{{name}}", "--port", "{{port}}",
+    "--speed", "4", "--max-num-seqs", "8"]
+gpu = "A100-80"
+max_num_seqs = 8
+backoff_s = 0.1
+"""
+    for number in range(2)
+)
+
+
+def engines_of(gateway: GatewayProcess) -> list[int]:
+    """Processes of the gateway's own engines."""
+    pid = gateway.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(each) for each in children if "fake-engine" in Path(f"/proc/{each}/cmdline").read_text()]
+
+
+def test_nothing_is_lost_when_an_engine_is_killed_and_then_all(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, OWN_ENGINES) as gateway:
+        eventually(lambda: all(gateway.metric("qlm_instance_up", instance=f"e{n}") == 1 for n in (0, 1)), 30)
+        batch_id = start_batch(gateway, batch_file(200))
+        eventually(lambda: answered_lines(gateway, batch_id) >= 10)
+        talking = {**SHORT, "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+        expected = json.loads(gateway.post("/v1/completions", talking).read())["choices"][0]["text"]
+        with ThreadPoolExecutor() as pool:
+            answers = [pool.submit(gateway.post, "/v1/completions", talking) for _ in range(4)]
+            eventually(lambda: gateway.metric("qlm_tenant_queued", tenant="default") >= 4)
+            os.kill(engines_of(gateway)[0], signal.SIGKILL)
+            texts = [json.loads(each.result().read())["choices"][0]["text"] for each in answers]
+        assert texts == [expected] * 4, "the other engine went on where the killed one was"
+        before = answered_lines(gateway, batch_id)
+        engines_left = engines_of(gateway)
+        gateway.kill()
+        for pid in engines_left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    with running_gateway(tmp_path, OWN_ENGINES) as gateway:
+        assert answered_lines(gateway, batch_id) >= before
+        rows = answers_of(gateway, batch_id, 60)
+    assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
 
 
 def test_sigterm_lets_running_work_end_and_keeps_what_waits(tmp_path: Path) -> None:
