@@ -147,11 +147,11 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def load_gpu(name_or_path: str | Path) -> GpuProfile:
-    """The shipped profile of that name or alias (case does not matter), or that of a TOML file."""
+    """The shipped profile of that name or alias (case and blanks do not matter), or that of a TOML file."""
     name = str(name_or_path)
     if name.endswith(".toml"):
         return _read(Path(name_or_path))
-    wanted = name.lower()
+    wanted = "-".join(name.lower().replace("_", " ").replace("-", " ").split())
     if f"{wanted}.toml" in _file_names():  # reads this one alone
         return _shipped(f"{wanted}.toml")[0]
     found = [gpu for gpu, aliases in map(_shipped, _file_names()) if wanted in aliases]

@@ -97,11 +97,29 @@ class ModelSpec:
 
 @cache
 def _shipped() -> dict[str, ModelSpec]:
-    tables = tomllib.loads(files("qlm_sim.models").joinpath("llms.toml").read_text("utf-8"))
     return {
-        name: ModelSpec(name=name, source=f"Hugging Face config of {table.pop('repository')}", **table)
-        for name, table in tables.items()
+        name: ModelSpec(
+            name=name,
+            source=f"Hugging Face config of {table['repository']}",
+            **{key: value for key, value in table.items() if key not in ("repository", "alike")},
+        )
+        for name, table in _tables().items()
     }
+
+
+@cache
+def _repositories() -> dict[str, str]:
+    """The shipped model of each Hugging Face repository, in lower case."""
+    return {
+        repository.lower(): name
+        for name, table in _tables().items()
+        for repository in (table["repository"], *table.get("alike", ()))
+    }
+
+
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(files("qlm_sim.models").joinpath("llms.toml").read_text("utf-8"))
 
 
 def model_names() -> tuple[str, ...]:
@@ -110,12 +128,13 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_model(name_or_path: str | Path) -> ModelSpec:
-    """The shipped model of that name (case does not matter), or that of a Hugging Face config.json.
+    """The shipped model of that name or Hugging Face repository, or that of a config.json of Hugging Face.
 
+    In names case does not matter.
     A path is a config.json or the directory that holds one. Raises InputError.
     """
     name = str(name_or_path)
-    if spec := _shipped().get(name.lower()):
+    if spec := _shipped().get(_repositories().get(name.lower(), name.lower())):
         return spec
     path = Path(name_or_path)
     if path.is_dir():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlm_sim.errors import InputError
+from qlm_sim.validation.bench_starts import bench_starts
 from qlm_sim.workload.files import open_trace
 from qlm_sim.workload.tables import Table, csv_header, read_csv, read_jsonl, read_parquet, shorten
 
@@ -23,21 +24,41 @@ METRICS = ("ttft_s", "tpot_s", "e2e_s", "queue_s")
 """Seconds to the first token, per token after it, to the last token, and waiting in the engine."""
 
 NAMES = {
-    "arrival_s": "arrival arrival_time arrived_at timestamp start_time started_at request_time req_time "
-    "sent_at start time",
-    "prompt_tokens": "prompt_tokens num_prompt_tokens input_tokens num_input_tokens prompt_len input_len "
-    "prompt_length input_length num_prefill_tokens contexttokens context_tokens request_tokens prompt input",
-    "output_tokens": "output_tokens num_output_tokens completion_tokens generated_tokens generatedtokens "
-    "output_len output_length num_decode_tokens num_generation_tokens response_tokens decode_tokens output",
-    "ttft_s": "ttft time_to_first_token first_token_latency first_token_time",
-    "tpot_s": "tpot time_per_output_token mean_itl",
-    "e2e_s": "e2e e2el e2e_latency end_to_end end_to_end_latency request_latency e2e_request_latency latency",
+    "arrival_s": "arrival arrival_time arrival_timestamp arrival_ts arrived_at timestamp start_time "
+    "started_at start_timestamp request_start request_start_time request_time req_time submit_time "
+    "submitted_at send_time sent_at created_at start time",
+    "prompt_tokens": "prompt_tokens num_prompt_tokens n_prompt_tokens number_input_tokens input_tokens "
+    "num_input_tokens prompt_len input_len prompt_length input_length input_sequence_length isl "
+    "num_prefill_tokens prefill_tokens contexttokens context_tokens request_tokens prompt input",
+    "output_tokens": "output_tokens num_output_tokens n_output_tokens number_output_tokens completion_tokens "
+    "generated_tokens generatedtokens output_len output_length output_sequence_length osl completion_len "
+    "num_decode_tokens num_generation_tokens response_tokens decode_tokens output",
+    "ttft_s": "ttft time_to_first_token first_token_latency first_token_delay",
+    "tpot_s": "tpot time_per_output_token mean_itl avg_itl itl inter_token_latency tbt",
+    "e2e_s": "e2e e2el e2e_latency e2e_time end_to_end end_to_end_latency request_latency "
+    "e2e_request_latency total_latency latency duration",
     "queue_s": "queue queue_time queueing_time queued wait wait_time waiting_time request_queue_time",
+    "first_token_at_s": "first_token_at first_token_timestamp first_token_ts first_token_time",
+    "finished_at_s": "finished_at finish_time finished_time finish_timestamp end_time ended_at end_timestamp "
+    "completed_at last_token_at",
 }
-"""Names of columns, the plainest first; case, blanks and dashes do not matter."""
+"""Names of columns, the plainest first; case, blanks and dashes do not matter. The last two are on the
+arrivals' clock, not durations; a ``first_token_time`` without a time of the finish is a duration."""
 
-UNITS_S = {"": 1.0, "_s": 1.0, "_sec": 1.0, "_secs": 1.0, "_seconds": 1.0, "_ms": 1e-3, "_us": 1e-6}
+UNITS_S = {
+    "": 1.0,
+    "_s": 1.0,
+    "_sec": 1.0,
+    "_secs": 1.0,
+    "_seconds": 1.0,
+    "_ms": 1e-3,
+    "_us": 1e-6,
+    "_ns": 1e-9,
+}
 """What may follow the name of a time."""
+
+CLOCKS_S = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))
+"""Unix times beyond so much are in nano-, micro- or milliseconds: in seconds they lie past the year 5000."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +82,34 @@ class RequestLog:
 def read_request_log(path: str) -> RequestLog:
     """The log in a file, gzip-compressed or not. Raises InputError that names the line or key.
 
-    Times are in seconds unless a column's name ends in _ms or _us; arrivals may also be ISO 8601 dates.
+    Times are in seconds unless a column's name ends in _ms, _us or _ns; points in time may also be Unix times
+    in those units, or ISO 8601 dates. First tokens and finishes may be points in time as well.
     """
-    table, columns = _open(path)
+    table, columns, notes = _open(path)
+    if "finished_at_s" not in columns and "ttft_s" not in columns and "first_token_at_s" in columns:
+        columns["ttft_s"] = columns.pop("first_token_at_s")
     for name in ("arrival_s", "prompt_tokens", "output_tokens"):
         if name not in columns:
             raise InputError(
                 f"{path}: no column for {name} (found {', '.join(table.found)}); "
                 f"one of {NAMES[name].replace(' ', ', ')} would be right"
             )
-    if not any(name in columns for name in METRICS):
+    if not any(name in columns for name in (*METRICS, "first_token_at_s", "finished_at_s")):
         raise InputError(
             f"{path}: no measured time (found {', '.join(table.found)}); "
             "any of ttft, tpot, e2e, queue is wanted"
         )
     if table.rows == 0:
         raise InputError(f"{path}: the file holds no request")
-    arrival_s = _arrivals(table, *columns["arrival_s"])
+    arrival_s = _moments(table, *columns["arrival_s"])
     prompt = table.whole_numbers(columns["prompt_tokens"][0])
     output = table.whole_numbers(columns["output_tokens"][0])
     measured = {name: _times(table, *columns[name]) for name in METRICS if name in columns}
+    for name, moment in (("ttft_s", "first_token_at_s"), ("e2e_s", "finished_at_s")):
+        if name not in measured and moment in columns:
+            measured[name] = _since(table, columns[moment], arrival_s)
     _check_order(table, measured)
-    return _arranged(path, arrival_s, prompt, output, measured)
+    return _arranged(path, arrival_s, prompt, output, measured, notes)
 
 
 def _arranged(
@@ -91,6 +118,7 @@ def _arranged(
     prompt: NDArray[np.int64],
     output: NDArray[np.int64],
     measured: dict[str, Floats],
+    notes: list[str],
 ) -> RequestLog:
     """Sorted by arrival, without empty requests, with the times that follow from the others."""
     ttft, tpot, e2e = (measured.get(name) for name in ("ttft_s", "tpot_s", "e2e_s"))
@@ -106,7 +134,6 @@ def _arranged(
     full = (prompt > 0) & (output > 0)
     if not full.any():
         raise InputError(f"{path}: none of {len(full):,} requests has both prompt and output tokens")
-    notes = []
     if empty := int((~full).sum()):
         notes.append(f"{path}: {empty:,} of {len(full):,} requests are left out: no prompt or no output")
     rows = np.flatnonzero(full)
@@ -124,8 +151,9 @@ def _arranged(
 # Files.
 
 
-def _open(path: str) -> tuple[Table, dict[str, tuple[str, float]]]:
-    """The file's table, and for each name of ours the column and the seconds of its unit."""
+def _open(path: str) -> tuple[Table, dict[str, tuple[str, float]], list[str]]:
+    """The file's table, for each name of ours the column and the seconds of its unit, and notes."""
+    notes: list[str] = []
     with open_trace(path) as (file, _):
         head = file.read(1 << 16)
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -135,16 +163,16 @@ def _open(path: str) -> tuple[Table, dict[str, tuple[str, float]]]:
         import pyarrow.parquet as pq
 
         columns = _columns(pq.read_schema(path).names)
-        return read_parquet(path, _wanted(columns)), columns
+        return read_parquet(path, _wanted(columns)), columns, notes
     if start.startswith(b"[") or (start.startswith(b"{") and _is_one_object(path)):
-        table = _json_table(path)
-        return table, _columns(list(table.found))
+        table = _json_table(path, notes)
+        return table, _columns(list(table.found)), notes
     if start.startswith(b"{"):
         found = read_jsonl(path, ()).found
         columns = _columns(list(found))
-        return read_jsonl(path, _wanted(columns)), columns
+        return read_jsonl(path, _wanted(columns)), columns, notes
     columns = _columns(csv_header(path))
-    return read_csv(path, _wanted(columns)), columns
+    return read_csv(path, _wanted(columns)), columns, notes
 
 
 def _wanted(columns: Mapping[str, tuple[str, float]]) -> list[str]:
@@ -178,7 +206,7 @@ def _is_one_object(path: str) -> bool:
     return False
 
 
-def _json_table(path: str) -> Table:
+def _json_table(path: str, notes: list[str]) -> Table:
     with open_trace(path) as (file, _):
         content = file.read()
     try:
@@ -186,7 +214,7 @@ def _json_table(path: str) -> Table:
     except ValueError as error:
         raise InputError(f"{path}: {error}; JSON would be right") from None
     if isinstance(value, dict):
-        return _bench_table(path, value)
+        return _bench_table(path, value, notes)
     keys: dict[str, None] = {}
     for number, row in enumerate(value, 1):
         if not isinstance(row, dict):
@@ -196,7 +224,7 @@ def _json_table(path: str) -> Table:
     return Table(path, len(value), columns, tuple(keys), lambda row: f"item {row + 1}")
 
 
-def _bench_table(path: str, result: dict[str, Any]) -> Table:
+def _bench_table(path: str, result: dict[str, Any], notes: list[str]) -> Table:
     """The requests of a ``vllm bench serve`` result: lengths, first tokens and gaps between tokens."""
     wanted = ("input_lens", "output_lens", "ttfts", "itls")
     missing = [key for key in wanted if not isinstance(result.get(key), list)]
@@ -205,20 +233,17 @@ def _bench_table(path: str, result: dict[str, Any]) -> Table:
             f"{path}: no list {', '.join(missing)}; a result of vllm bench serve --save-result "
             "--save-detailed holds one per request"
         )
+    e2e = [ttft + sum(gaps) for ttft, gaps in zip(result["ttfts"], result["itls"], strict=False)]
     starts = result.get("start_times")
     if not starts:
-        if str(result.get("request_rate")) != "inf" or result.get("max_concurrency"):
-            raise InputError(
-                f"{path}: no start_times, so when requests arrived is unknown; a result of a vLLM that "
-                "saves them is wanted, or one of --request-rate inf without --max-concurrency"
-            )
-        starts = [0.0] * len(result["input_lens"])
+        starts, note = bench_starts(path, result, e2e)
+        notes.append(f"{path}: no start_times; {note}")
     columns = {
         "arrival": starts,
         "prompt_tokens": result["input_lens"],
         "output_tokens": result["output_lens"],
         "ttft": result["ttfts"],
-        "e2e": [ttft + sum(gaps) for ttft, gaps in zip(result["ttfts"], result["itls"], strict=False)],
+        "e2e": e2e,
     }
     if len({len(column) for column in columns.values()}) > 1:
         raise InputError(f"{path}: lists of one length are wanted: start_times, {', '.join(wanted)}")
@@ -228,14 +253,31 @@ def _bench_table(path: str, result: dict[str, Any]) -> Table:
 # Columns.
 
 
-def _arrivals(table: Table, column: str, unit_s: float) -> Floats:
+def _moments(table: Table, column: str, unit_s: float) -> Floats:
+    """Points in time, in seconds on whatever clock the column has."""
     try:
-        return table.numbers(column) * unit_s
+        values = table.numbers(column)
     except InputError as error:
         try:
-            return table.datetimes(column)
+            return table.instants(column)
         except InputError:
             raise error from None
+    largest = float(values.max(initial=0.0))
+    clock_s = next((seconds for beyond, seconds in CLOCKS_S if largest > beyond), unit_s)
+    return values * (clock_s if unit_s == 1.0 else unit_s)
+
+
+def _since(table: Table, column: tuple[str, float], arrival_s: Floats) -> Floats:
+    """Seconds from each arrival to the point in time that the column tells."""
+    found = _moments(table, *column) - arrival_s
+    if (found < 0).any():
+        row = int((found < 0).argmax())
+        raise table.error(
+            row,
+            f"{column[0]} lies {-found[row]:g} s before the arrival; a point in time on the arrivals' clock "
+            "would be right, or a duration named ttft or e2e",
+        )
+    return found
 
 
 def _times(table: Table, column: str, unit_s: float) -> Floats:

@@ -60,10 +60,13 @@ class Table:
 
     def datetimes(self, column: str) -> NDArray[np.float64]:
         """ISO 8601 dates with times, as seconds since the earliest; UTC where no zone is said."""
-        nanoseconds = self._plain_times(column)
-        if nanoseconds is None:
-            nanoseconds = self._any_times(column)
+        nanoseconds = self._nanoseconds(column)
         seconds: NDArray[np.float64] = (nanoseconds - nanoseconds.min()) / 1e9
+        return seconds
+
+    def instants(self, column: str) -> NDArray[np.float64]:
+        """Such dates as Unix times in seconds, to a microsecond."""
+        seconds: NDArray[np.float64] = self._nanoseconds(column) / 1e9
         return seconds
 
     def strings(self, column: str) -> list[str]:
@@ -91,6 +94,10 @@ class Table:
     def _cells(self, column: str) -> list[object]:
         cells = self.columns[column]
         return list(cells) if isinstance(cells, Sequence) else cells.to_pylist()
+
+    def _nanoseconds(self, column: str) -> NDArray[np.int64]:
+        plain = self._plain_times(column)
+        return self._any_times(column) if plain is None else plain
 
     def _plain_times(self, column: str) -> NDArray[np.int64] | None:
         """Nanoseconds since 1970 of an Arrow column whose times are whole and name no zone."""

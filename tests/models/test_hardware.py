@@ -45,6 +45,8 @@ def test_a_profile_is_in_the_file_of_its_name(name):
 
 def test_gpu_names_ignore_case_and_know_aliases():
     assert load_gpu("a100-80GB") is load_gpu("A100-80")
+    assert load_gpu("NVIDIA H100 80GB HBM3") is load_gpu("H100")
+    assert load_gpu("rtx 4090") is load_gpu("RTX-4090")
 
 
 def test_ambiguous_gpu_lists_the_choices():

@@ -55,6 +55,7 @@ def test_shipped_models_name_their_source(name):
 
 def test_names_ignore_case():
     assert load_model("Mistral-7B") == load_model("mistral-7b")
+    assert load_model("meta-llama/Llama-3.1-8B-Instruct") is load_model("llama-3.1-8b")
 
 
 def test_grouped_query_attention_shrinks_the_kv_cache_by_the_group():

@@ -73,12 +73,72 @@ def test_a_vllm_bench_serve_result_is_read(tmp_path):
     }
     path.write_text(json.dumps(result))
     same(read_request_log(str(path)))
-    del result["start_times"]
-    path.write_text(json.dumps(result))
-    with pytest.raises(InputError, match=r"bench\.json: no start_times"):
+
+
+def bench(tmp_path, e2e, **settings):
+    """Start times as read from a result that does not say them: requests of two tokens, e2e as given."""
+    path = tmp_path / "bench.json"
+    lists = {"input_lens": [5] * len(e2e), "output_lens": [2] * len(e2e)}
+    times = {"ttfts": [0.25] * len(e2e), "itls": [[each - 0.25] for each in e2e]}
+    path.write_text(json.dumps(lists | times | settings))
+    return read_request_log(str(path))
+
+
+def test_start_times_that_a_bench_result_does_not_say_follow_from_its_settings(tmp_path):
+    together = bench(tmp_path, [1.0, 2.0, 3.0], request_rate="inf")
+    assert together.arrival_s.tolist() == [0, 0, 0]
+    assert "all start at once" in together.notes[0]
+    two_places = bench(tmp_path, [1.0, 4.0, 2.0, 3.0], request_rate="inf", max_concurrency=2)
+    assert two_places.arrival_s.tolist() == [0, 0, 1, 3]
+    assert "2 places" in two_places.notes[0]
+    drawn = bench(tmp_path, [0.5] * 2000, request_rate=4.0)
+    assert np.diff(drawn.arrival_s).mean() == pytest.approx(0.25, rel=0.1)
+    assert np.diff(drawn.arrival_s).std() == pytest.approx(0.25, rel=0.1)
+    assert "4 per second are drawn" in drawn.notes[0]
+    steady = bench(tmp_path, [0.5] * 2000, request_rate=4.0, burstiness=100.0)
+    assert np.diff(steady.arrival_s).std() == pytest.approx(0.025, rel=0.1)
+    with pytest.raises(InputError, match="request_rate is None"):
+        bench(tmp_path, [1.0])
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "firsts", "finishes"),
+    [
+        (["0", "1.5"], ["0.25", "2.0"], ["4", "2.5"]),
+        (
+            ["1700000000000", "1700000001500"],
+            ["1700000000250", "1700000002000"],
+            ["1700000004000", "1700000002500"],
+        ),
+        (
+            ["2026-01-01T00:00:00Z", "2026-01-01T00:00:01.5Z"],
+            ["2026-01-01T00:00:00.25Z", "2026-01-01T00:00:02Z"],
+            ["2026-01-01T00:00:04Z", "2026-01-01T00:00:02.5Z"],
+        ),
+    ],
+)
+def test_points_in_time_become_durations(tmp_path, arrivals, firsts, finishes):
+    path = tmp_path / "log.csv"
+    rows = [f"{a},5,3,{f},{e}\n" for a, f, e in zip(arrivals, firsts, finishes, strict=True)]
+    path.write_text("Arrival Time,isl,osl,first_token_time,finish_time\n" + "".join(rows))
+    log = read_request_log(str(path))
+    assert log.arrival_s == pytest.approx([0, 1.5], abs=1e-5)
+    assert log.measured["ttft_s"] == pytest.approx([0.25, 0.5], abs=1e-5)
+    assert log.measured["e2e_s"] == pytest.approx([4.0, 1.0], abs=1e-5)
+    assert log.measured["tpot_s"] == pytest.approx([1.875, 0.25], abs=1e-5)
+
+
+def test_first_token_time_without_a_finish_is_a_duration(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("arrival,prompt,output,first_token_time\n0,5,3,0.5\n9,5,3,0.25\n")
+    assert read_request_log(str(path)).measured["ttft_s"].tolist() == [0.5, 0.25]
+
+
+def test_a_finish_before_the_arrival_is_told_with_its_place(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("arrival,prompt,output,finished_at\n0,5,3,0.5\n9,5,3,1.5\n")
+    with pytest.raises(InputError, match=r"line 3: finished_at lies 7\.5 s before the arrival"):
         read_request_log(str(path))
-    path.write_text(json.dumps(result | {"request_rate": "inf"}))
-    assert read_request_log(str(path)).arrival_s.tolist() == [0, 0, 0]
 
 
 def test_times_that_follow_from_others_are_filled_in(tmp_path):
