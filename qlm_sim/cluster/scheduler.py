@@ -147,7 +147,7 @@ class Scheduler:
         begun: list[SimRequest] | tuple[()] = ()
         finished: list[SimRequest] | tuple[()] = ()
         if self._chunks or self._resumed:
-            begun = [seq for seq in self._resumed if not seq.announced]
+            begun = [seq for seq in self._resumed if not seq.announced] if self._resumed else []
             self._resumed.clear()
             self._partial = None
             for seq, computed in self._chunks:
@@ -250,21 +250,23 @@ class Scheduler:
             budget -= chunk
 
         if waiting and not preempted:
-            room = self.max_num_seqs - len(running)
+            room, watermark = self.max_num_seqs - len(running), self._watermark
             while room > 0 and budget > 0:
                 seq = waiting[0]
-                found, shared = _NOTHING, 0
+                computed = seq.host_tokens
+                found, shared, cached = _NOTHING, 0, 0
                 if cache is not None:
                     found = cache.find(seq)
                     shared = sum([block.users > 0 for block in found])
-                cached = len(found) * size
-                computed = cached if cached > seq.host_tokens else seq.host_tokens
+                    cached = len(found) * size
+                    if cached > computed:
+                        computed = cached
                 chunk = seq.context - computed
                 if chunk > budget:
                     chunk = budget
                 blocks = -(-(computed + chunk) // size)
-                needed = -(-seq.context // size) if self._whole_prompt else blocks
-                if needed - shared + (self._watermark if running else 0) > free:
+                needed = (-(-seq.context // size) if self._whole_prompt else blocks) - shared
+                if needed + watermark > free and (running or needed > free):
                     self._blocked = found
                     break
                 waiting.popleft()
