@@ -24,6 +24,11 @@ def percent(share: float | None) -> str:
     return f"{text}%"
 
 
+def count(value: float) -> str:
+    """A whole number, or the mean of some, thousands marked."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+
+
 def number(value: float | None) -> str:
     """Three significant digits, thousands marked."""
     if value is None:
@@ -107,8 +112,8 @@ def service_columns(runs: Sequence[PolicyRun]) -> list[Column]:
         Column("TTFT p50", ("ttft_s", "p50"), seconds, min),
         Column("TTFT p99", ("ttft_s", "p99"), seconds, min),
         Column("GPU", ("gpu_utilization",), percent),
-        Column("swaps", ("swaps",), "{:,}".format),
-        Column("evictions", ("evictions",), "{:,}".format),
+        Column("swaps", ("swaps",), count),
+        Column("evictions", ("evictions",), count),
         *([prefix] if on else []),
     ]
 

@@ -12,19 +12,32 @@ from qlm_sim.report.comparison import Column, attainment_columns, headline, serv
 
 
 def print_comparison(runs: Sequence[PolicyRun], console: Console) -> None:
-    """Print the policies as rows, the best figures bold: one table, or two where one is too wide."""
+    """Print the policies as rows, the best figures bold: one table, or as many as the width asks for."""
     attainment = attainment_columns([slo.name for slo in runs[0].slo_classes])
     service = service_columns(runs)
-    whole = _table(runs, [*attainment, *service])
-    unbounded = console.options.update(width=10_000)
-    if console.measure(whole, options=unbounded).maximum <= console.width:
-        console.print(whole)
+    if _fits(runs, [*attainment, *service], console):
+        console.print(_table(runs, [*attainment, *service]))
     else:
-        console.print(_table(runs, attainment))
-        console.print(_table(runs, service))
+        for columns in (*_parts(runs, attainment, console), *_parts(runs, service, console)):
+            console.print(_table(runs, columns))
     console.print(Text(headline(runs)))
     for warning in warnings(runs):
         console.print(Text(warning, style="yellow"))
+
+
+def _parts(runs: Sequence[PolicyRun], columns: Sequence[Column], console: Console) -> list[list[Column]]:
+    """The columns in their order, as many together as fit."""
+    parts: list[list[Column]] = [[]]
+    for column in columns:
+        if parts[-1] and not _fits(runs, [*parts[-1], column], console):
+            parts.append([])
+        parts[-1].append(column)
+    return parts
+
+
+def _fits(runs: Sequence[PolicyRun], columns: Sequence[Column], console: Console) -> bool:
+    unbounded = console.options.update(width=10_000)
+    return console.measure(_table(runs, columns), options=unbounded).maximum <= console.width
 
 
 def _table(runs: Sequence[PolicyRun], columns: Sequence[Column]) -> Table:

@@ -5,6 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from qlm_sim.metrics.repeats import combine
 from qlm_sim.metrics.run import PolicyRun
 from qlm_sim.report.comparison import Column, headline, percent, seconds, warnings
 from qlm_sim.report.table import print_comparison
@@ -28,6 +29,20 @@ def test_80_columns_show_every_title_and_figure_whole(runs):
         assert word in text
     for run in runs:
         assert percent(run.summary["slo_attainment"]["overall"]) in text
+
+
+def test_means_of_repeated_runs_and_their_confidence_are_whole(runs):
+    repeated = [
+        PolicyRun(**vars(run) | {"summary": combine([run.summary, run.summary | {"swaps": 1_000}])})
+        for run in runs
+    ]
+    text = printed(repeated, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    mean = (runs[0].summary["swaps"] + 1_000) / 2
+    assert f"{mean:,.1f} ±" in text
+    for word in ("SLO met", "TTFT p99", "evictions"):
+        assert word in text
 
 
 def test_wide_terminals_get_one_table(runs):
