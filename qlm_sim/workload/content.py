@@ -2,7 +2,7 @@
 
 Content is text of the form ``system:400 chat-7``: runs of tokens, each out of a stream of that name from
 the stream's start on. A run without a length, the last, goes on to the end of the request, its output
-included. So the turns of a conversation all have its name, and each turn's prompt begins with the turn
+included. So the turns of a conversation all have one name, and each turn's prompt begins with the turn
 before and its answer. What comes behind the last run is the request's own, as is all where content is "".
 
 Knows no engine and no file format.
