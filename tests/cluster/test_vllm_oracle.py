@@ -213,3 +213,13 @@ def test_the_traces_cover_what_the_rules_are_about() -> None:
         np.max(each.requests.prompt_tokens + each.requests.output_tokens) > each.profile.max_model_len
         for each in WORKLOADS
     )
+
+
+def test_those_alike_cover_prefix_caching() -> None:
+    """Under both policies prefixes are found, requests are preempted, and aborted ones come back."""
+    for policy in ("fcfs", "priority"):
+        those = [each for each in ALIKE if each.config.scheduling_policy == policy]
+        assert sum(each.prefix_hits for each in those) > 0.1 * sum(each.prefix_queries for each in those)
+        assert sum(step.preemptions for each in those for step in each.steps) > 50
+        assert sum(len(each.evictions) for each in those) > 100
+    assert {each.config.watermark for each in ALIKE} == {0.0, 0.05}
