@@ -15,6 +15,7 @@ Azure's traces are read from the folder that QLM_DATA names; without it, their c
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -217,9 +218,10 @@ def _replay(case: Case, seed: int, lengths: OutputLengths | None, tell: bool) ->
     scenario = _scenario(case, seed)
     specs = instances(scenario)
     workload, _ = scenario_workload(scenario, specs, _trace(case.workload))
-    core = make_core(case.policy, specs, SchedulerSettings())
+    core = make_core(case.policy, specs, SchedulerSettings(forecasts=True))
     if lengths is not None:
         core.estimator.lengths = lengths  # type: ignore[attr-defined]
+        core.estimator.questions.lengths = deepcopy(lengths)  # type: ignore[attr-defined]
     telling = Telling(core, specs[0], case.model)
     simulate(
         workload,

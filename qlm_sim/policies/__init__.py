@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from qlm_sim.core.manager import QueueManager
 from qlm_sim.core.policy import Policy
 from qlm_sim.core.types import InstanceSpec, Lso
+from qlm_sim.estimator.asked import AskedEstimator
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.estimator.untaught import Untaught
 from qlm_sim.estimator.wait import WaitEstimator
@@ -28,7 +29,7 @@ class SchedulerSettings:
     without: frozenset[Lso] = frozenset()
     """Serving operations that are not to be used."""
     forecasts: bool = False
-    """Waits will be asked for: what they rest on is learnt under policies too that do not need it."""
+    """Waits will be asked for: under every policy an estimator of its own learns what they rest on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,12 @@ POLICIES: dict[str, PolicyEntry] = {
 def make_core(policy: str, instances: Sequence[InstanceSpec], settings: SchedulerSettings) -> QueueManager:
     """A scheduler core for these instances, under the policy of that name."""
     entry = POLICIES[policy]
-    estimator = ServiceEstimator()
+    estimator = AskedEstimator() if settings.forecasts else ServiceEstimator()
+    asked = estimator.questions if isinstance(estimator, AskedEstimator) else estimator
     return QueueManager(
         instances,
         entry.make(estimator, settings),
         estimator if entry.learns or settings.forecasts else Untaught(),
-        WaitEstimator(estimator, engines_by_deadline=entry.engine_scheduling == "priority"),
+        WaitEstimator(asked, engines_by_deadline=entry.engine_scheduling == "priority"),
         frozenset(Lso) - settings.without,
     )

@@ -18,6 +18,7 @@ from qlm_sim.core.lso import fits
 from qlm_sim.core.plan import GroupService, Plan, PlanProblem
 from qlm_sim.core.policy import Standing
 from qlm_sim.core.types import Request
+from qlm_sim.estimator.asked import AskedEstimator
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.policies.lines import count_ahead
 from qlm_sim.policies.snapshot import SnapshotTaker, best_visit
@@ -68,6 +69,11 @@ class QlmPolicy:
         self._table = GroupTable()
         self._queues: dict[str, list[RequestGroup]] = {name: [] for name in ledgers}
         self._snapshot = SnapshotTaker(ledgers, self._estimator, self._weights)
+        asked = self._estimator
+        if isinstance(asked, AskedEstimator):
+            asked = asked.questions
+        self._question_snapshot = SnapshotTaker(ledgers, asked, self._weights)
+        """For questions, so that they leave no trace in what decisions see."""
         self._capable: dict[str, list[InstanceLedger]] = {}
         self._limits: dict[GroupKey, int] = {}
         """Sizes of new groups, as reckoned since the last plan was asked for."""
@@ -118,7 +124,7 @@ class QlmPolicy:
         group = RequestGroup(-1, key, 1)
         group.items.append(item)
         group.context_tokens = item.context_tokens
-        name, position = self._spot(group, now)
+        name, position = self._spot(group, now, self._question_snapshot)
         return Standing((name,), sum(map(len, self._queues[name][:position])))
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
@@ -208,11 +214,11 @@ class QlmPolicy:
             same = [p for p, other in enumerate(queue) if other.key.model == model]
             queue.insert(same[-1] + 1 if same else len(queue), group)
             return
-        name, position = self._spot(group, now)
+        name, position = self._spot(group, now, self._snapshot)
         group.instance = name
         self._queues[name].insert(position, group)
 
-    def _spot(self, group: RequestGroup, now: float) -> tuple[str, int]:
+    def _spot(self, group: RequestGroup, now: float, snapshot: SnapshotTaker) -> tuple[str, int]:
         """The instance and the position in its queue where a new group is best placed."""
         model = group.key.model
         best = None
@@ -220,14 +226,14 @@ class QlmPolicy:
         for ledger in self._capable[model]:
             if ledger.next_model == ledger.model == model and not self._queues[ledger.id]:
                 load = len(ledger.running) / ledger.spec.models[model].max_num_seqs
-                if load < least and fits(ledger, group.head, self._estimator, now):
+                if load < least and fits(ledger, group.head, snapshot.estimator, now):
                     best, least = ledger, load
         if best is not None:
             return best.id, 0
         near = self._least_queued(model)
-        seen = {ledger.id: [self._snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in near}
-        states = [self._snapshot.instance(ledger, now) for ledger in near]
-        return insertion(states, seen, self._snapshot.group(group, now))
+        seen = {ledger.id: [snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in near}
+        states = [snapshot.instance(ledger, now) for ledger in near]
+        return insertion(states, seen, snapshot.group(group, now))
 
     def _least_queued(self, model: str) -> Sequence[InstanceLedger]:
         """Instances to place a group of the model on: the least queued ones, of like ones who have it."""

@@ -27,7 +27,7 @@ class SnapshotTaker:
         weights: Mapping[str, float],
     ) -> None:
         self._ledgers = ledgers
-        self._estimator = estimator
+        self.estimator = estimator
         self._weights = weights
         self._kinds: dict[str, InstanceSpec] = {}
         self._kind_of: dict[str, str] = {}
@@ -60,7 +60,7 @@ class SnapshotTaker:
             profile = spec.models.get(key.model)
             if profile is None:
                 continue
-            slowness = self._estimator.slowness(self._ledgers[kind], key.model)
+            slowness = self.estimator.slowness(self._ledgers[kind], key.model)
             service = group_service(profile, context, lengths, slowness=slowness)
             if key.served and keeps_kv(profile):
                 service = replace(service, prefill_s=context * profile.kv_restore_token_s)
@@ -71,7 +71,7 @@ class SnapshotTaker:
 
     def _lengths_of(self, model: str, slo_class: str) -> LengthStatistics:
         """What the estimator says, asked again when a hundredth more requests have ended."""
-        learnt = self._estimator.lengths
+        learnt = self.estimator.lengths
         if learnt.ended_requests > self._asked_until:
             self._asked_until = learnt.ended_requests * 1.01
             self._lengths.clear()
@@ -125,7 +125,7 @@ class SnapshotTaker:
         if model is None or model != ledger.model or not running:
             return 1.0
         profile = ledger.spec.models[model]
-        lengths = self._estimator.lengths.of_model(model)
+        lengths = self.estimator.lengths.of_model(model)
         kv_tokens = ledger.context_tokens + running * lengths.second_moment / (2 * lengths.mean)
         used = max(running / profile.max_num_seqs, kv_tokens / profile.kv_capacity_tokens)
         return max(0.0, 1.0 - used)
@@ -135,8 +135,8 @@ class SnapshotTaker:
         profile = ledger.profile
         if profile is None or not ledger.running:
             return 0.0
-        token_s = self._estimator.token_s(ledger)
-        tokens = ledger.context_tokens + self._estimator.generated_tokens(ledger, now)
+        token_s = self.estimator.token_s(ledger)
+        tokens = ledger.context_tokens + self.estimator.generated_tokens(ledger, now)
         moves_s = tokens * profile.kv_restore_token_s if keeps_kv(profile) else 0.0
         return token_s + moves_s
 

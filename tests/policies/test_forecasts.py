@@ -1,9 +1,18 @@
 """What requests are told of their wait under every policy: positions, laws, that asking changes nothing."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from qlm_sim.cluster.simulation import simulate
 from qlm_sim.core.events import FirstToken, RequestArrived, RequestFinished
+from qlm_sim.core.types import SloClass
+from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
+from qlm_sim.solver.inline import InlineSolver
+from qlm_sim.solver.search import solve
+from qlm_sim.workload.workload import Workload
 
 every_policy = pytest.mark.parametrize("policy", list(POLICIES))
 
@@ -73,26 +82,49 @@ def test_a_new_request_is_told_what_it_is_told_once_it_has_come(policy, make_ins
     assert after.p_slo_met == pytest.approx(before.p_slo_met, abs=0.1)
 
 
+class Asking:
+    """A recorder of all orders, which asks for waits in between."""
+
+    def __init__(self, core, strangers):
+        self.core = core
+        self.strangers = strangers
+        self.actions = []
+
+    def record(self, now, events, actions):
+        self.actions.append((now, tuple(map(str, actions))))
+        for stranger in self.strangers:
+            self.core.forecast_new(replace(stranger, arrived_at=now), now)
+        if self.strangers:
+            for name in list(self.core.requests)[::5]:
+                self.core.forecast(name, now)
+
+
 @every_policy
 def test_asking_changes_no_decision(policy, make_instance, make_request):
-    def run(ask):
+    rng = np.random.default_rng(5)
+    count = 200
+    work = Workload(
+        ids=[f"r{i:03}" for i in range(count)],
+        arrival_s=np.cumsum(rng.exponential(0.15, count)),
+        prompt_tokens=rng.integers(1, 400, count),
+        output_tokens=rng.integers(1, 120, count),
+        max_tokens=np.full(count, 4096),
+        models=("a", "b"),
+        model_index=rng.integers(0, 2, count),
+        slo_classes=(SloClass("tight", 5.0), SloClass("loose", 60.0)),
+        slo_index=rng.integers(0, 2, count),
+    )
+
+    def run(strangers):
         instances = [make_instance("i0", ("a", "b")), make_instance("i1", ("a", "b"), resident="b")]
         core = make_core(policy, instances, SchedulerSettings(forecasts=True))
-        actions = []
-        for i in range(60):
-            now = 0.05 * i
-            request = make_request(f"r{i:02}", model="ab"[i % 2], at=now, slo_s=5.0 + 10 * (i % 3))
-            if ask:
-                core.forecast_new(request, now)
-            actions += core.handle(now, [RequestArrived(request)])
-            if ask:
-                core.forecast(request.id, now)
-        running = [item for ledger in core.ledgers.values() for item in ledger.running.values()]
-        for item in running:
-            actions += core.handle(4.0, [RequestFinished(item.request.id, 1, item.instance, 9)])
-        return actions
+        asking = Asking(core, strangers)
+        config = EngineConfig(max_num_seqs=4)
+        simulate(work, instances, config, core, asking, solver=InlineSolver(solve), until_s=300.0)
+        return asking.actions
 
-    assert run(ask=True) == run(ask=False)
+    strangers = [make_request(f"s{m}", model=m, slo_class=c) for m in "ab" for c in ("tight", "loose")]
+    assert run(strangers) == run([])
 
 
 @pytest.mark.parametrize("policy", ["edf", "collate", "flow-control", "shepherd", "edf-batched", "static"])
