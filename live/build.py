@@ -52,7 +52,7 @@ def make_service(config: LiveConfig) -> Service:
 
 def make_instance(engine: EngineConfig, config: LiveConfig) -> Instance:
     models = {model.name: model for model in config.model if model.name in engine.models}
-    promised = {name: _promised(engine, models[name]) for name in engine.models}
+    promised = {name: promise(engine, models[name]) for name in engine.models}
     in_host = engine.swap == "sleep" and engine.sleep_level == 1 and len(models) > 1
     return Instance(
         engine.id,
@@ -64,7 +64,7 @@ def make_instance(engine: EngineConfig, config: LiveConfig) -> Instance:
     )
 
 
-def _promised(engine: EngineConfig, model: ModelConfig) -> ModelOnInstance:
+def promise(engine: EngineConfig, model: ModelConfig) -> ModelOnInstance:
     """What the profile promises; the engine's own word on its capacity comes when it is up."""
     block = engine.block_size
     limits = EngineLimits(

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from live.commands import fake_engine, serve
+from live.commands import fake_engine, profile, replay, serve
 from qlm_sim import __version__
 from qlm_sim.cli.parser import Parser
 from qlm_sim.errors import InputError
@@ -16,6 +16,8 @@ _EXAMPLES = """examples:
   qlm-live serve live.toml              the OpenAI-compatible gateway in front of your engines
   qlm-live serve live.toml --dry-run    only check the configuration
   qlm-live fake-engine llama-2-7b --port 8101
+  qlm-live profile --config live.toml   measure the engines, and write their hardware profiles
+  qlm-live compare --config live.toml --rate 2    a trace on them, and on simulated ones like them
 """
 
 
@@ -39,7 +41,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="qlm-live", description="Queue management for LLM serving, live.", epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=f"qlm-live {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, fake_engine):
+    for command in (serve, replay, profile, fake_engine):
         command.add_to(commands)
     return parser
 

@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 class HttpBackend:
     def __init__(self, url: str, served_model: str, api_key: str | None = None) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1")
+        self.url = url.rstrip("/").removesuffix("/v1")
         self._served_model = served_model
         self._wire = Wire(url, api_key)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -87,7 +87,7 @@ class HttpBackend:
         models = _decode(await self._order("GET", "/v1/models", HEALTH_S))["data"]
         names = [each["id"] for each in models]
         if self._served_model not in names:
-            raise EngineError(f"{self._url} serves {', '.join(names)}, not {self._served_model}")
+            raise EngineError(f"{self.url} serves {', '.join(names)}, not {self._served_model}")
         entry = models[names.index(self._served_model)]
         cache = metric_labels(await self._maybe("/metrics") or "", "vllm:cache_config_info")
         version = await self._maybe("/version")
@@ -124,7 +124,7 @@ class HttpBackend:
     async def _order(self, method: str, path: str, timeout_s: float, body: Any = None) -> str:
         status, text = await self._ask(method, path, timeout_s, body)
         if status != 200:
-            raise EngineError(f"{self._url}{path}: HTTP {status} {' '.join(text.split())[:200]}")
+            raise EngineError(f"{self.url}{path}: HTTP {status} {' '.join(text.split())[:200]}")
         return text
 
     async def _ask(self, method: str, path: str, timeout_s: float, body: Any = None) -> tuple[int, str]:
@@ -132,12 +132,10 @@ class HttpBackend:
             self._session = aiohttp.ClientSession(headers=self._headers)
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._session.request(
-                method, self._url + path, json=body, timeout=timeout
-            ) as response:
+            async with self._session.request(method, self.url + path, json=body, timeout=timeout) as response:
                 return response.status, await response.text()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise EngineError(f"{self._url}{path}: {error or 'timed out'}") from None
+            raise EngineError(f"{self.url}{path}: {error or 'timed out'}") from None
 
 
 class _Stream:

@@ -118,6 +118,11 @@ class Instance:
         held = tuple(self.models) if self._host_bytes else ()
         return InstanceSpec(self.id, dict(self.models), self.model, self._host_bytes, held)
 
+    @property
+    def backend(self) -> Backend | None:
+        """The engine of the loaded model, once it is up."""
+        return self._backend
+
     # Coming and going.
 
     def start(self) -> None:

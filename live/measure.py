@@ -1,0 +1,92 @@
+"""Running a workload on the live cluster, and in simulation on instances that are as the live ones were."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from live.build import make_service, scheduler_settings
+from live.config import LiveConfig
+from live.load import Offered, offer
+from live.run_log import RunLog
+from qlm_sim.cluster.simulation import simulate
+from qlm_sim.core.types import InstanceSpec
+from qlm_sim.errors import InputError
+from qlm_sim.event_log import EventLogWriter, LogHeader
+from qlm_sim.metrics.recorder import RunRecorder
+from qlm_sim.metrics.run import PolicyRun, conclude
+from qlm_sim.models.engine_config import EngineConfig
+from qlm_sim.plan_log import PlanLog
+from qlm_sim.policies import make_core
+from qlm_sim.solver.inline import InlineSolver
+from qlm_sim.solver.search import solve
+from qlm_sim.workload.workload import Workload
+
+START_S = 300.0
+"""Engines that are not up by then will not be."""
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """One policy's run on real engines."""
+
+    run: PolicyRun
+    instances: tuple[InstanceSpec, ...]
+    """As they were when it began."""
+    offered: Offered
+
+
+def with_policy(config: LiveConfig, policy: str) -> LiveConfig:
+    return replace(config, scheduler=replace(config.scheduler, policy=policy))
+
+
+def log_header(config: LiveConfig) -> LogHeader:
+    """Of the event log of a service that is made from ``config``: its instances come up as events."""
+    return LogHeader(
+        policy=config.scheduler.policy,
+        settings=scheduler_settings(config),
+        instances=(),
+        slo_classes=config.slo,
+    )
+
+
+async def run_live(
+    config: LiveConfig,
+    workload: Workload,
+    vocabulary: Mapping[str, int],
+    *,
+    seed: int,
+    record: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LiveRun:
+    """Offer the workload to the cluster of ``config``, once all of its engines are up. Raises InputError."""
+    service = make_service(config)
+    events = None if record is None else EventLogWriter(record, log_header(config))
+    if events is not None:
+        service.add_listener(events.record)
+    await service.start()
+    try:
+        try:
+            await service.wait_up(START_S)
+        except TimeoutError:
+            raise InputError(f"not all engines were up within {START_S:.0f} s; see the log above") from None
+        log = RunLog(service.core, service.now())
+        service.add_listener(log)
+        offered = await offer(service, workload, vocabulary, seed=seed, progress=progress)
+    finally:
+        await service.stop()
+        if events is not None:
+            events.close()
+    policy = config.scheduler.policy
+    run = conclude(policy, log.recorder, config.slo, offered.ended_at, log.plans)
+    return LiveRun(run, log.instances, offered)
+
+
+def run_simulated(config: LiveConfig, workload: Workload, instances: tuple[InstanceSpec, ...]) -> PolicyRun:
+    """The same requests at the same times, on simulated instances."""
+    engine = EngineConfig(block_size=config.engine[0].block_size)
+    policy, settings = config.scheduler.policy, scheduler_settings(config)
+    recorder = RunRecorder(instances)
+    log = PlanLog(recorder)
+    core = make_core(policy, instances, settings)
+    end = simulate(workload, instances, engine, core, log, solver=InlineSolver(solve))
+    return conclude(policy, recorder, workload.slo_classes, end.ended_at, log.plans)
