@@ -84,7 +84,7 @@ class Simulator:
             raise Unavailable(f"{self.title}: not done after {RUN_TIMEOUT_S:,} s") from None
         process_s, after = time.perf_counter() - began, os.times()
         if done.returncode:
-            raise Unavailable(f"{self.title}: {last_line(done.stderr)}")
+            raise Unavailable(f"{self.title}, on {trace.stem}: {last_line(done.stderr)}")
         told = json.loads(done.stdout.splitlines()[-1])
         cpu_s = sum(after[2:4]) - sum(before[2:4])
         return Outcome(process_s=process_s, cpu_s=cpu_s, **told)
@@ -157,8 +157,11 @@ def environment(name: str, packages: Sequence[str]) -> str:
 
 
 def last_line(text: str) -> str:
-    """Where a tool says what went wrong."""
-    return (text.strip().splitlines() or ["no word of why"])[-1].strip()
+    """What a tool says went wrong; of a failed assertion that says nothing, the assertion."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" ^~")]
+    if lines and lines[-1] == "AssertionError":
+        return lines[-2]
+    return (lines or ["no word of why"])[-1]
 
 
 def yardstick_model() -> ModelOnInstance:
