@@ -20,6 +20,7 @@ from qlm_sim.core.policy import Standing
 from qlm_sim.core.types import Request
 from qlm_sim.estimator.asked import AskedEstimator
 from qlm_sim.estimator.service import ServiceEstimator
+from qlm_sim.policies.idle import IdleInstances
 from qlm_sim.policies.lines import count_ahead
 from qlm_sim.policies.snapshot import SnapshotTaker, best_visit
 from qlm_sim.solver.search import insertion
@@ -68,6 +69,7 @@ class QlmPolicy:
         self._ledgers = ledgers
         self._table = GroupTable()
         self._queues: dict[str, list[RequestGroup]] = {name: [] for name in ledgers}
+        self._idle = IdleInstances(ledgers, self._queues)
         self._snapshot = SnapshotTaker(ledgers, self._estimator, self._weights)
         asked = self._estimator
         if isinstance(asked, AskedEstimator):
@@ -209,27 +211,22 @@ class QlmPolicy:
         model = group.key.model
         if group.key.decided and group.head.instance in self._queues:
             # Nothing can be missed any more: behind the others of its model, where it was.
-            group.instance = group.head.instance
-            queue = self._queues[group.instance]
+            name = group.head.instance
+            queue = self._queues[name]
             same = [p for p, other in enumerate(queue) if other.key.model == model]
-            queue.insert(same[-1] + 1 if same else len(queue), group)
-            return
-        name, position = self._spot(group, now, self._snapshot)
+            position = same[-1] + 1 if same else len(queue)
+        else:
+            name, position = self._spot(group, now, self._snapshot)
         group.instance = name
         self._queues[name].insert(position, group)
+        self._idle.changed(self._ledgers[name])
 
     def _spot(self, group: RequestGroup, now: float, snapshot: SnapshotTaker) -> tuple[str, int]:
         """The instance and the position in its queue where a new group is best placed."""
         model = group.key.model
-        best = None
-        least = _NEVER
-        for ledger in self._capable[model]:
-            if ledger.next_model == ledger.model == model and not self._queues[ledger.id]:
-                load = len(ledger.running) / ledger.spec.models[model].max_num_seqs
-                if load < least and fits(ledger, group.head, snapshot.estimator, now):
-                    best, least = ledger, load
-        if best is not None:
-            return best.id, 0
+        for ledger in self._idle.least_loaded(model):
+            if fits(ledger, group.head, snapshot.estimator, now):
+                return ledger.id, 0
         near = self._least_queued(model)
         seen = {ledger.id: [snapshot.group(g, now) for g in self._queues[ledger.id]] for ledger in near}
         states = [snapshot.instance(ledger, now) for ledger in near]
@@ -260,6 +257,7 @@ class QlmPolicy:
         group = self._table.leave(item)
         if not group.items:
             self._queues[group.instance].remove(group)
+            self._idle.changed(self._ledgers[group.instance])
         elif group.first_deadline < item.deadline:
             # What was evicted before its first token came back behind younger ones.
             self._index(group)
@@ -278,9 +276,10 @@ class QlmPolicy:
     # What an instance does next
 
     def changed(self, ledger: InstanceLedger) -> None:
-        pass
+        self._idle.changed(ledger)
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
+        self._idle.changed(ledger)
         while not self._undecided.none_before(now):
             late = self._undecided.earliest()
             if late is None or late.first_deadline >= now:
@@ -467,6 +466,7 @@ class QlmPolicy:
                 kept.append(group)
                 planned.add(group_id)
             self._queues[name] = kept
+            self._idle.changed(self._ledgers[name])
         for group in groups.values():
             if group.id in planned:
                 continue
