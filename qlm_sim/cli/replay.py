@@ -58,6 +58,9 @@ def add_to(commands: Commands) -> None:
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="result directory (default: runs/<scenario name>)")
+    output.add_argument(
+        "--no-report", action="store_true", help="no figures and no report.html: short runs end much sooner"
+    )
     output.add_argument("--json", action="store_true", help="print summary.json in place of the table")
     output.add_argument(
         "--explain",
@@ -111,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
             + (f" --repeat {args.repeat}" if args.repeat > 1 else ""),
             scenario_toml=toml_text(table),
             notes=notes,
+            report=not args.no_report,
         )
     if args.explain:
         from qlm_sim.report.why import plan_lines
@@ -123,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(summary_json(runs, table))
     else:
         print_comparison(runs, Console(file=sys.stdout))
-        print(f"report: {out / 'report.html'}")
+        print(f"results: {out}" if args.no_report else f"report: {out / 'report.html'}")
     return 0
 
 

@@ -63,8 +63,11 @@ def write_results(
     command: str,
     scenario_toml: str,
     notes: Sequence[str] = (),
+    report: bool = True,
 ) -> None:
     """Write all files of a comparison; the same runs give the same bytes.
+
+    Without ``report`` there are no figures and no report.html, which take longer than a short run.
 
     ``scenario`` holds all that is needed to repeat the run, ``command`` and ``scenario_toml`` say the
     same to a reader of the report, ``notes`` are further warnings. An earlier result in ``out_dir`` is
@@ -74,6 +77,8 @@ def write_results(
         (folder / "summary.json").write_text(summary_json(runs, scenario), encoding="utf-8")
         write_requests(folder / "requests.parquet", runs)
         (folder / "plans.jsonl").write_text(plans_jsonl(runs), encoding="utf-8")
+        if not report:
+            return
         drawn = pictures(runs)
         for picture in drawn:
             (folder / f"{picture.name}.png").write_bytes(picture.png)

@@ -62,6 +62,15 @@ def test_table_is_printed_and_the_last_line_tells_where_the_report_is(
     assert Path("runs/multi-model/report.html").exists()
 
 
+def test_without_a_report_the_figures_alone_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", *ONE, "--out", "full"]) == 0
+    assert main(["replay", *ONE, "--out", "lean", "--no-report"]) == 0
+    assert capsys.readouterr().out.endswith("results: lean\n")
+    lean = {path.name: path.read_bytes() for path in Path("lean").iterdir()}
+    assert set(lean) == {"summary.json", "requests.parquet", "plans.jsonl"}
+    assert lean == {name: (Path("full") / name).read_bytes() for name in lean}
+
+
 def test_one_seed_gives_the_same_bytes_in_one_process_or_two(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpus, out in ((1, "one"), (2, "two")):
         monkeypatch.setattr(replay, "_cpus", lambda cpus=cpus: cpus)
