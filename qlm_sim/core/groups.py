@@ -30,6 +30,8 @@ class GroupKey(NamedTuple):
 
 def prompt_band(prompt_tokens: int) -> int:
     """0 for prompts below 4096 tokens, then one band per factor of four."""
+    if prompt_tokens < 4096:
+        return 0
     band = 0
     limit = 4096
     while prompt_tokens >= limit:

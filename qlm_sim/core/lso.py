@@ -96,7 +96,7 @@ def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float
     """
     profile = ledger.spec.models[item.request.model]
     running = len(ledger.running)
-    if running >= profile.max_num_seqs or ledger.prefill_is_full(item.request.model):
+    if running >= profile.max_num_seqs or ledger.prefilling_tokens >= profile.max_num_batched_tokens:
         return False
     if running == 0:
         return True

@@ -90,10 +90,13 @@ class QueueManager:
                 if ledger is not None:
                     reconcile(ledger, now, actions)
             touched.clear()
-        replan = self.policy.replan(now)
-        if replan is not None:
-            actions.append(replan)
-        self.wake_at = self.policy.wake_at
+        policy = self.policy
+        self.wake_at = policy.wake_at
+        if self.wake_at <= now:
+            replan = policy.replan(now)
+            if replan is not None:
+                actions.append(replan)
+            self.wake_at = policy.wake_at
         return actions
 
     # Questions. What is asked, and when, changes no decision.

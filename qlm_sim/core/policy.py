@@ -134,7 +134,7 @@ class Policy(Protocol):
         ...
 
     def replan(self, now: float) -> Replan | None:
-        """A snapshot to be solved, if the policy wants a new plan now."""
+        """A snapshot to be solved, if the policy wants a new plan now. Asked once ``wake_at`` has come."""
         ...
 
     def adopt(self, plan: Plan, now: float) -> Iterable[str]:

