@@ -15,7 +15,7 @@ class Burst:
         self._line = line
         self.sequences = float(len(batch))
         """That decode; and so on, all in expectation."""
-        self._brought = float(batch.brought.sum())
+        self._brought = self._held = float(batch.brought.sum())
         self._generated = float((batch.generated - batch.began).sum()) + self.sequences
         means = np.array([each.statistics.mean for each in engine.lengths])
         self._stay = 1.0 - 1.0 / max(1.5, float(means[np.concatenate((batch.kind, line.kind))].mean()))
@@ -45,8 +45,9 @@ class Burst:
             position = 0
             while tokens < budget:
                 if position == len(under_way):
-                    if not self._next_fits(under_way):
+                    if not self._next_fits():
                         break
+                    self._held += float(line.context[self.taken])
                     under_way.append((self.taken, float(line.prefill[self.taken])))
                     self.taken += 1
                 entry, needed = under_way[position]
@@ -63,18 +64,19 @@ class Burst:
             self._iterate(tokens, pairs, position, done)
             under_way = left + under_way[position:]
 
-    def _next_fits(self, under_way: list[tuple[int, float]]) -> bool:
+    def _next_fits(self) -> bool:
         """Whether the next of the line may start beside those that decode and those in prefill."""
         line, engine = self._line, self._engine
         entry = self.taken
         if entry == len(line) or line.count[entry] > 1:
             return False
-        running = self.sequences + len(under_way)
+        # Without what departs meanwhile: who needs that starts with the next departure, not at once.
+        running = len(self._batch) + self.taken
         if running > engine.profile.max_num_seqs - 1:
             return False
-        if running < 0.5:
+        if running == 0:
             return True
-        held = self._brought + sum(line.context[other] for other, _ in under_way) + line.context[entry]
+        held = self._held + line.context[entry]
         # What was sent has passed the rule; the engine itself asks only for room.
         growth = self._generated if entry < line.sent else engine.rule.growth_tokens(running, self._generated)
         return bool(held + growth <= engine.profile.kv_capacity_tokens)

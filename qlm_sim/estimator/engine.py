@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qlm_sim.core.types import ModelOnInstance
 from qlm_sim.estimator.lengths import Floats, LengthDistribution
+from qlm_sim.estimator.pace import Pace
 from qlm_sim.estimator.service import RoomRule
 from qlm_sim.estimator.steps import decode_step_s
 
@@ -24,6 +25,10 @@ class Engine:
     rule: RoomRule
     lengths: Sequence[LengthDistribution]
     """Output lengths by kind of request."""
+    observations: float
+    """How many requests those rest on."""
+    pace: Pace | None = None
+    """What it was seen to get done under a waiting line."""
 
     def step_s(self, sequences: float, kv_tokens: float) -> float:
         return self.slowness * decode_step_s(self.profile, sequences, kv_tokens)

@@ -11,6 +11,7 @@ Draws nothing at random and knows no true length.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 from math import exp, sqrt
 
 import numpy as np
@@ -26,11 +27,25 @@ HORIZON_LENGTHS = 5
 """The fluid runs for so many mean residual lengths."""
 MOST_TOGETHER = 10
 """Prompts in one iteration, beyond which they are priced by their sum."""
+SPEED_SPREAD = 0.005
+"""Relative uncertainty of an engine's speed that no observation removes."""
+FULLNESS_SPREAD = (0.02, 0.05, 0.02)
+"""By ``Bound``: relative error of the model's word on what a full engine decodes."""
+FOLLOWED_SHARE = 1.25
+"""So many times as many as wait are followed."""
 _MOST_INTERVALS = HORIZON_LENGTHS * INTERVALS_PER_LENGTH
 _PROMPT_STRATA = 16
 _TAIL_POINTS = 64
-_SETTLED = 0.25
-"""Share of the fluid's intake after which it is taken to be steady."""
+PRIOR_RESIDUALS = 4.0
+"""What the model says of a steady engine counts as if it had been seen for so many mean residual lengths."""
+
+
+class Bound(IntEnum):
+    """What limits the intake of an engine that is kept full."""
+
+    SLOTS = 0
+    MEMORY = 1
+    COMPUTE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,8 @@ class Intake:
     """By when it has; ascending both."""
     dispersion: Floats
     """Variance of ``freed`` over its mean, at the same points."""
+    unknown: float
+    """Relative uncertainty of what is expected: of lengths, of how full the engine is, of its speed."""
     place: Floats
     """So many of the others are in ..."""
     needed: Floats
@@ -69,6 +86,7 @@ def intake(engine: Engine, batch: Batch, line: Line) -> Intake:
         freed=np.zeros(1),
         seconds=np.array([burst.seconds]),
         dispersion=np.ones(1),
+        unknown=SPEED_SPREAD,
         place=np.zeros(1),
         needed=np.zeros(1),
         step_s=engine.step_s(burst.sequences, burst.kv_tokens),
@@ -85,8 +103,8 @@ class _Fluid:
         self._burst = burst
         self._line = line
         self._batch = burst.batch()
-        self._wanted = line.requests + 3 * sqrt(line.requests) + 1
-        """Places to be followed: more than there are, for the quantiles of the last."""
+        self._wanted = FOLLOWED_SHARE * line.requests + 4 * sqrt(line.requests) + 1
+        """Places to be followed: more than there are, for those who come next and their quantiles."""
         kinds = len(engine.lengths)
         self._share = np.bincount(line.kind, line.count, kinds) / line.requests
         mean, second, third, fourth = self._share @ np.array([each.moments for each in engine.lengths])
@@ -128,7 +146,8 @@ class _Fluid:
         reached, seconds = [0.0], [start_s]
         overdrawn = [self._overdrawn(sequences[0], kv_tokens[0], brought[0])]
         """Mean requests that memory lacks room for, or what it holds in excess."""
-        by_memory = 0
+        bound = {Bound.SLOTS: 0, Bound.MEMORY: 0, Bound.COMPUTE: 0}
+        """How often each was what limited the intake."""
         for b in range(1, _MOST_INTERVALS + 1):
             n, held = float(sequences[b]), float(kv_tokens[b])
             excess = self._excess * (1 - exp((opened_at - steps[b]) / self._settling))
@@ -139,8 +158,9 @@ class _Fluid:
                 places.with_context(place, free - float(brought[b]) - n * peak, waste + peak),
             )
             computed = places.with_prefill(place, interval * max(1.0, profile.max_num_batched_tokens - n))
-            by_memory += room < by_slots
-            before, place = place, max(place, min(by_slots, room, computed))
+            least, limit = min((by_slots, Bound.SLOTS), (room, Bound.MEMORY), (computed, Bound.COMPUTE))
+            bound[limit] += 1
+            before, place = place, max(place, least)
             if place > before:
                 entered, bring = places.between(before, place)
                 rest = _MOST_INTERVALS + 1 - b
@@ -161,7 +181,8 @@ class _Fluid:
                 overdrawn.append(self._overdrawn(n, held, float(brought[b])))
             if place >= self._wanted:
                 break
-        return self._intake(places, steps, reached, seconds, overdrawn, n, held, 2 * by_memory > len(reached))
+        most = max(bound, key=lambda each: bound[each])
+        return self._intake(places, steps, reached, seconds, overdrawn, n, held, most)
 
     def _intake(
         self,
@@ -172,22 +193,33 @@ class _Fluid:
         overdrawn: list[float],
         n: float,
         kv_tokens: float,
-        memory_bound: bool,
+        bound: Bound,
     ) -> Intake:
         """What the fluid came to, carried on to all that wait."""
         line, engine = self._line, self._engine
         count = len(reached)
-        soon, late = self._dispersions(memory_bound)
+        soon, late = self._dispersions(bound)
+        ends = np.concatenate(([0.0], np.cumsum(line.count), [self._wanted]))
+        modelled_s, expected_s, decoding, trust = self._steady_s(n, kv_tokens, bound)
+        # Prefills take what they take: only the share of decoding is uncertain.
+        soon, late = decoding**2 * soon, decoding**2 * late
         dispersion = late + (soon - late) * np.exp(-steps[:count] / self._residual)
+        fullness = FULLNESS_SPREAD[bound] * decoding * sqrt(1 - trust)
+        unknown = sqrt(late / engine.observations + fullness**2 + SPEED_SPREAD**2)
+        # What an engine gets done is seen when it is steady; it is believed to be as much off before.
+        times = float(line.count @ expected_s) / float(line.count @ modelled_s)
+        seconds = [seconds[0] + times * (each - seconds[0]) for each in seconds]
         if reached[-1] < self._wanted:
-            step_s = (seconds[-1] - seconds[0]) / float(steps[count - 1])
-            far, far_s = self._behind_horizon(reached, seconds, step_s, n, memory_bound)
-            reached, seconds = reached + far, seconds + far_s
+            total = np.concatenate(([0.0], np.cumsum(line.count * expected_s)))
+            total = np.append(total, total[-1] * self._wanted / line.requests)
+            far = np.linspace(reached[-1], self._wanted, _TAIL_POINTS + 1)[1:]
+            at_end = np.interp(reached[-1], ends, total)
+            seconds = seconds + (seconds[-1] + np.interp(far, ends, total) - at_end).tolist()
+            reached = reached + far.tolist()
             overdrawn = overdrawn + [overdrawn[-1]] * len(far)
             dispersion = np.append(dispersion, np.full(len(far), late))
-        ends = np.concatenate(([0.0], np.cumsum(line.count), [self._wanted]))
         freed, needed = np.array(reached), ends
-        if memory_bound:
+        if bound is Bound.MEMORY:
             freed = places.contexts(freed) / self._size - np.array(overdrawn)
             needed = places.contexts(ends) / self._size
         prompts = self._prompts.tolist()
@@ -196,6 +228,7 @@ class _Fluid:
             freed=np.maximum.accumulate(freed),
             seconds=np.array(seconds),
             dispersion=dispersion,
+            unknown=unknown,
             place=ends,
             needed=needed,
             step_s=engine.step_s(n, kv_tokens),
@@ -209,41 +242,51 @@ class _Fluid:
         held = brought + rule.growth_tokens(sequences, kv_tokens - brought)
         return max(0.0, float(held - profile.kv_capacity_tokens) / self._size)
 
-    def _behind_horizon(
-        self,
-        reached: list[float],
-        seconds: list[float],
-        step_s: float,
-        n: float,
-        memory_bound: bool,
-    ) -> tuple[list[float], list[float]]:
-        """Places and seconds from the end of the fluid on.
+    def _steady_s(self, n: float, kv_tokens: float, bound: Bound) -> tuple[Floats, Floats, float, float]:
+        """Seconds of a steady engine per request of each entry, by the model and as expected; the share of
+        decoding in them; and the weight of what was observed.
 
-        Each request takes its share of slots or memory for its mean length. The fluid's own intake, once
-        settled, says how many seconds such a share takes.
+        Each takes its share of slots or memory for its length, and its prefill. How fast a full engine
+        goes through the former is expected to be as it was observed, the more so the more was observed.
         """
-        line, profile = self._line, self._engine.profile
-        moments = np.array([each.moments for each in self._engine.lengths])
+        line, engine = self._line, self._engine
+        profile, rule = engine.profile, engine.rule
+        moments = np.array([each.moments for each in engine.lengths])
         mean, second = moments[line.kind, 0], moments[line.kind, 1]
-        if memory_bound:
-            capacity = profile.kv_capacity_tokens - self._engine.rule.most_tokens + self._excess
-            waste = self._engine.rule.waste_tokens
-            share = ((line.context + waste) * mean + second / 2) / capacity
+        step_s = engine.step_s(n, kv_tokens)
+        prompts = np.sort(self._prompts)
+        alone_s = np.array([prefill_s(profile, tokens, n) for tokens in prompts.tolist()])
+        prefills_s = engine.slowness * np.interp(line.prefill, prompts, alone_s)
+        waste = rule.waste_tokens
+        if bound is Bound.MEMORY:
+            taken = (line.context + waste) * mean + second / 2
+            # While the first in line does not fit, about half of what it needs lies idle.
+            idle = line.mean(line.context**2) / (2 * self._size)
+            level = profile.kv_capacity_tokens - rule.most_tokens + self._excess - idle
+            per_taken_s = step_s / max(self._size, level)
+        elif bound is Bound.SLOTS:
+            taken = mean
+            per_taken_s = step_s / profile.max_num_seqs
         else:
-            share = mean / profile.max_num_seqs
-        one_s = np.array([prefill_s(profile, tokens, n) for tokens in np.sort(self._prompts).tolist()])
-        work_s = share * step_s + np.interp(line.prefill, np.sort(self._prompts), one_s)
-        ends = np.concatenate(([0.0], np.cumsum(line.count), [1e9]))
-        total = np.concatenate(([0.0], np.cumsum(line.count * work_s)))
-        total = np.append(total, total[-1] + (1e9 - ends[-2]) * total[-1] / ends[-2])
-        settled = _SETTLED * reached[-1]
-        from_s = float(np.interp(settled, reached, seconds))
-        at_settled, at_end = np.interp((settled, reached[-1]), ends, total)
-        pace = (seconds[-1] - from_s) / float(at_end - at_settled) if at_end > at_settled else 1.0
-        far = np.linspace(reached[-1], self._wanted, _TAIL_POINTS + 1)[1:]
-        return far.tolist(), (seconds[-1] + pace * (np.interp(far, ends, total) - at_end)).tolist()
+            taken = line.prefill
+            per_taken_s = step_s / max(1.0, profile.max_num_batched_tokens - n)
+        modelled_s = taken * per_taken_s + prefills_s
+        decoding = 1 - float(line.count @ prefills_s) / float(line.count @ modelled_s)
+        pace = engine.pace
+        if pace is None or pace.steps <= 0:
+            return modelled_s, modelled_s, decoding, 0.0
+        shared = pace.prefill_s / pace.alone_s if pace.alone_s else 1.0
+        if bound is Bound.MEMORY:
+            observed_s = taken * pace.decode_s / (pace.kv_steps + waste * pace.sequence_steps)
+        elif bound is Bound.SLOTS:
+            observed_s = taken * pace.decode_s / pace.sequence_steps
+        else:
+            observed_s = prefills_s * pace.decode_s / max(pace.alone_s, 1e-9) / engine.slowness
+        observed_s = engine.slowness * observed_s + shared * prefills_s
+        trust = pace.steps / (pace.steps + PRIOR_RESIDUALS * self._residual)
+        return modelled_s, modelled_s + trust * (observed_s - modelled_s), decoding, trust
 
-    def _dispersions(self, memory_bound: bool) -> tuple[float, float]:
+    def _dispersions(self, bound: Bound) -> tuple[float, float]:
         """Variance over mean of the number taken in: soon, and in the long run.
 
         What departs soon departs like a Poisson process: one place each in slots; in KV memory it frees
@@ -253,7 +296,9 @@ class _Fluid:
         token steps of KV memory, of which p is known.
         """
         mean, second, third, fourth = self._moments
-        if not memory_bound:
+        if bound is Bound.COMPUTE:
+            return 0.0, 0.0
+        if bound is Bound.SLOTS:
             return 1.0, second / mean**2 - 1
         p, p_squared = self._line.mean(self._line.context), self._line.mean(self._line.context**2)
         taken = p * mean + second / 2
@@ -266,16 +311,21 @@ class _Fluid:
             return 0.0
         profile = self._engine.profile
         if prompts > MOST_TOGETHER / 2:
-            return prefill_s(profile, prompts * float(self._prompts.mean()), beside)
+            together = prompts * float(self._prompts.mean())
+            return prompts * float(np.mean([prefill_s(profile, p, beside, together) for p in self._prompts]))
         together_s = self._together_s.get(int(beside) // 8)
         if together_s is None:
-            # Prompts of one iteration share its base time: D(x1 + ... + xj) is not the sum of D(xi).
+            # Prompts of one iteration share its base time, but each is attended to alone.
             sums = np.zeros(len(self._prompts))
+            pairs_s = profile.step.prefill_pair_s * self._prompts**2 / 2
             together_s = []
-            for together in range(MOST_TOGETHER):
-                sums = sums + np.roll(self._prompts, 5 * together * together)
-                each_s = [prefill_s(profile, tokens, beside) for tokens in sums.tolist()]
-                together_s.append(sum(each_s) / len(each_s))
+            for together in range(1, MOST_TOGETHER + 1):
+                sums = sums + np.roll(self._prompts, 5 * (together - 1) ** 2)
+                sum_s = [
+                    prefill_s(profile, tokens, beside) - profile.step.prefill_pair_s * tokens * tokens / 2
+                    for tokens in sums.tolist()
+                ]
+                together_s.append(float(np.mean(sum_s)) + together * float(pairs_s.mean()))
             self._together_s[int(beside) // 8] = together_s
         chance = exp(-prompts)
         seconds = 0.0

@@ -18,6 +18,9 @@ from qlm_sim.estimator.steps import prefill_s
 BEYOND_SHARE = 0.1
 """So far behind its last request a forecast can tell of later ones, where all start at once."""
 
+REACH_SHARE = 0.85
+"""Of the places that were followed."""
+
 _NORMAL = NormalDist()
 
 
@@ -105,7 +108,6 @@ class Visit:
         start_s: float,
         start_sd_s: float,
         result: Intake,
-        unknown: float,
         engine: Engine,
     ) -> None:
         self.model = model
@@ -114,15 +116,14 @@ class Visit:
         self.start_s = start_s
         self.start_sd_s = start_sd_s
         self.intake = result
-        self.unknown = unknown
-        """Relative uncertainty of what is expected."""
         self.engine = engine
 
     @property
     def reach(self) -> int:
         """Most requests ahead that it can tell of."""
         at_once = len(self.intake.at_once_s)
-        more = self.intake.place[-1] or BEYOND_SHARE * at_once
+        # Behind them must be places for the upper quantiles of the last.
+        more = REACH_SHARE * self.intake.place[-1] or BEYOND_SHARE * at_once
         return self.first + at_once + int(more)
 
     def seconds_at(self, freed: float) -> float:
@@ -137,11 +138,11 @@ class Visit:
             # Those behind the last of a forecast in which all start at once do so at its pace.
             behind = max(place, 0) / len(result.at_once_s)
             at_s = float(result.at_once_s[int(min(place, 0)) - 1]) * (1 + behind)
-            sd_s = sqrt(self.start_sd_s**2 + (self.unknown * at_s) ** 2 + (0.3 * result.step_s) ** 2)
+            sd_s = sqrt(self.start_sd_s**2 + (result.unknown * at_s) ** 2 + (0.3 * result.step_s) ** 2)
             return GammaWait(self, start, start, 0.0, at_s - float(result.seconds[0]) - elapsed_s, sd_s)
         needed = max(start, float(np.interp(place, result.place, result.needed)))
         dispersion = float(np.interp(needed, result.freed, result.dispersion))
-        spread = sqrt(dispersion / max(together * (needed - start), 1e-6) + self.unknown**2)
+        spread = sqrt(dispersion / max(together * (needed - start), 1e-6) + result.unknown**2)
         prompt_s = engine.slowness * prefill_s(engine.profile, prefill_tokens, result.sequences)
         own_s = result.step_s + prompt_s - result.prompt_s
         return GammaWait(self, needed, start, spread, own_s - elapsed_s, self.start_sd_s)

@@ -12,6 +12,7 @@ from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import GroupService
 from qlm_sim.core.types import ModelOnInstance
 from qlm_sim.estimator.lengths import LengthStatistics, OutputLengths
+from qlm_sim.estimator.pace import Pace
 from qlm_sim.estimator.speed import EngineClock, SpeedRatio
 from qlm_sim.estimator.steps import decode_step_s, prefill_s
 
@@ -84,6 +85,8 @@ class ServiceEstimator:
         self._clocks: dict[str, EngineClock] = {}
         self._speeds: dict[str, SpeedRatio] = {}
         """By model: the speed of the instance that last told."""
+        self._paces: dict[str, tuple[ModelOnInstance, Pace]] = {}
+        """By model: what an instance got done, and its profile."""
         self._prompts: dict[str, tuple[float, float, float]] = {}
         """By model: count, sum and sum of squares of what requests bring along."""
         self._rules: dict[tuple[str, int], tuple[float, RoomRule]] = {}
@@ -127,17 +130,28 @@ class ServiceEstimator:
         entry = clock.ended(ledger.spec.models[request.model], item, now, output_tokens)
         if entry is not None:
             self._speeds[request.model] = clock.ratio
+            best = self._paces.get(request.model)
+            if best is None or clock.pace.steps > best[1].steps:
+                self._paces[request.model] = ledger.spec.models[request.model], clock.pace
             tokens = entry.tokens if output_tokens is None else output_tokens
             self.lengths.ended(request.id, entry.kind, tokens, finished=finished)
 
     def reported(self, ledger: InstanceLedger, now: float) -> None:
-        if ledger.profile is not None and ledger.reported is not None:
-            self.clock(ledger).reported(ledger.profile, ledger.reported, now)
+        if ledger.model is not None and ledger.reported is not None:
+            self.clock(ledger).reported(ledger, ledger.reported, now)
 
     def slowness(self, ledger: InstanceLedger, model: str) -> float:
         """Seconds that the instance takes of ``model`` per second of its profile."""
         speed = self.clock(ledger).speed_of(model) or self._speeds.get(model)
         return speed.value if speed is not None else 1.0
+
+    def pace(self, ledger: InstanceLedger, model: str) -> Pace | None:
+        """What the instance was seen to get done of ``model``, or one with the same profile that saw more."""
+        own = self.clock(ledger).pace_of(model)
+        best = self._paces.get(model)
+        if best is None or best[0] != ledger.spec.models[model]:
+            return own
+        return own if own is not None and own.steps >= best[1].steps else best[1]
 
     def generated_tokens(self, ledger: InstanceLedger, now: float) -> float:
         profile = ledger.profile

@@ -14,10 +14,13 @@ from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.types import ModelOnInstance
 from qlm_sim.estimator.lengths import LengthKind, kind_of
+from qlm_sim.estimator.pace import Pace
 from qlm_sim.estimator.steps import prefill_s, restores
 
 PRIOR_STEPS = 200.0
 """Decode steps of one request that the profile's word counts for."""
+WAITED_PREFILLS = 4.0
+"""Who took more than so many times its prefill to its first token waited for room."""
 MEMORY_STEPS = 20_000.0
 """Steps, summed over requests, after which an observation weighs 1/e."""
 
@@ -79,7 +82,10 @@ class EngineClock:
         """Steps made, by the ratio known at each time."""
         self.preemptions = 0
         """As last reported."""
+        self.pace = Pace()
         self._ratios: dict[str, SpeedRatio] = {}
+        self._paces: dict[str, Pace] = {}
+        self._checked_at = 0.0
         self._model: str | None = None
         self._now = 0.0
         self._generated = 0.0
@@ -96,6 +102,9 @@ class EngineClock:
     def speed_of(self, model: str) -> SpeedRatio | None:
         return self._ratios.get(model)
 
+    def pace_of(self, model: str) -> Pace | None:
+        return self._paces.get(model)
+
     def generated(self, now: float, profile: ModelOnInstance) -> float:
         """Tokens that the decoding requests have generated in their present attempts."""
         self._advance(now, profile)
@@ -111,30 +120,37 @@ class EngineClock:
         count = len(self.decoding)
         if count and now > self._now:
             going = count - self._preempted
-            elapsed = (now - self._now) / self._step_s(profile, going)
+            seconds = now - self._now
+            kv_tokens = (self._brought + self._generated + count) * going / count
+            elapsed = seconds / _step_s(profile, going, kv_tokens)
             steps = elapsed / self.ratio.value
+            self.pace.decoded(steps, seconds / self.ratio.value, going, kv_tokens)
             self.elapsed += elapsed
             self.steps += steps
             self._generated += going * steps
         self._now = now
 
-    def _step_s(self, profile: ModelOnInstance, sequences: int) -> float:
-        count = len(self.decoding)
-        kv_tokens = (self._brought + self._generated + count) * sequences / count
-        step = profile.step
-        return step.base_s(sequences) + step.seq_s * sequences + step.kv_token_s * kv_tokens
-
-    def _prefilled(self, profile: ModelOnInstance, seconds: float) -> None:
-        """Prefills took that much of the time that has passed."""
+    def _prefilled(self, profile: ModelOnInstance, seconds: float, alone_s: float | None = None) -> None:
+        """Prefills took that much of the time that has passed. ``alone_s``: in an iteration of their own;
+        None for those of requests that were preempted."""
         count = len(self.decoding)
         if count:
-            steps = seconds / self._step_s(profile, count - self._preempted)
+            going = count - self._preempted
+            kv_tokens = (self._brought + self._generated + count) * going / count
+            steps = seconds / _step_s(profile, going, kv_tokens)
             self.prefills += steps
             self.steps -= steps
             self._generated = max(0.0, self._generated - steps * count)
+            if alone_s is None:
+                # The time stays with decoding, which has to pay for it.
+                seconds = 0.0
+            else:
+                self.pace.prefilled(seconds, alone_s)
+            self.pace.decoded(-steps, -seconds, going, kv_tokens)
 
-    def reported(self, profile: ModelOnInstance, report: EngineReported, now: float) -> None:
-        """Put the counts right by what the engine says of now."""
+    def reported(self, ledger: InstanceLedger, report: EngineReported, now: float) -> None:
+        """Put the counts right by what the engine, which has a model, says of now."""
+        profile = ledger.spec.models[ledger.model or ""]
         self._advance(now, profile)
         count = len(self.decoding)
         again = report.preemptions - self.preemptions
@@ -144,9 +160,11 @@ class EngineClock:
             tokens = report.kv_tokens / max(1, report.running)
             self._prefilled(profile, again * prefill_s(profile, tokens, count))
         self._preempted = min(max(0, count - report.running), count - 1) if count else 0
-        if count == report.running and not report.waiting:
-            # All that run decode, so the sum of their tokens is known.
-            self._generated = max(0.0, report.kv_tokens - self._brought - count)
+        if count and report.running and len(ledger.running) == count:
+            # All that the engine has began to decode once, so the tokens of those that are not preempted
+            # are known; the others are taken to have as many.
+            each = report.kv_tokens / report.running
+            self._generated = max(0.0, (each - 1) * count - self._brought)
 
     def began(self, ledger: InstanceLedger, item: Tracked, now: float, start: SpeedRatio | None) -> Decoding:
         """``item`` has its first token. ``start``: what is known of its model's speed elsewhere."""
@@ -158,19 +176,28 @@ class EngineClock:
             if ratio is None:
                 ratio = self._ratios[model] = SpeedRatio(start.value if start is not None else 1.0)
             self.ratio = ratio
+            self.pace = self._paces.setdefault(model, Pace())
+            self._checked_at = now
         self._advance(now, profile)
         tokens = item.pulled_context
         if restores(profile, item):
-            self._prefilled(profile, tokens * profile.kv_restore_token_s)
+            seconds = tokens * profile.kv_restore_token_s
+            self._prefilled(profile, seconds, seconds)
         else:
-            # Prompts that shared an iteration shared its base time.
-            shared = self._prompt_tokens if self._prefilled_at >= now else 0
-            beside = max(0, len(self.decoding) - 1) if shared else len(self.decoding)
-            seconds = prefill_s(profile, shared + tokens, beside)
-            if shared:
-                seconds -= prefill_s(profile, shared, beside)
-            self._prefilled(profile, seconds)
-            self._prefilled_at, self._prompt_tokens = now, shared + tokens
+            # Prompts that share an iteration share its base time.
+            before = self._prompt_tokens if self._prefilled_at >= now else 0
+            beside = len(self.decoding)
+            together = before + ledger.prefilling_tokens
+            seconds = prefill_s(profile, tokens, beside, together)
+            self._prefilled(profile, seconds, prefill_s(profile, tokens, beside))
+            self._prefilled_at, self._prompt_tokens = now, before + tokens
+        if not item.output_tokens:
+            arrived_at = item.request.arrived_at
+            waited = arrived_at <= self._checked_at and now - arrived_at > WAITED_PREFILLS * prefill_s(
+                profile, tokens
+            )
+            self.pace.check(waited, len(self.decoding))
+            self._checked_at = now
         entry = self.decoding[item.request.id] = Decoding(self, item)
         self._brought += entry.brought
         self._steps_sum += entry.steps
@@ -189,6 +216,7 @@ class EngineClock:
         self._generated = max(0.0, self._generated - own)
         self._brought -= entry.brought
         self._steps_sum -= entry.steps
+        self.pace.ended()
         self._preempted = min(self._preempted, max(0, len(self.decoding) - 1))
         if not self.decoding:
             self._generated = self._steps_sum = 0.0
@@ -196,3 +224,9 @@ class EngineClock:
             # One that may have been preempted tells nothing of the speed.
             self.ratio.observe(self.elapsed - entry.elapsed, own + self.prefills - entry.prefills)
         return entry
+
+
+def _step_s(profile: ModelOnInstance, sequences: int, kv_tokens: float) -> float:
+    """As ``decode_step_s``, of one sequence at least."""
+    step = profile.step
+    return step.base_s(sequences) + step.seq_s * sequences + step.kv_token_s * kv_tokens

@@ -5,9 +5,12 @@ from qlm_sim.core.lso import keeps_kv
 from qlm_sim.core.types import ModelOnInstance
 
 
-def prefill_s(profile: ModelOnInstance, tokens: float, beside: float = 0.0) -> float:
-    """Engine seconds that ``tokens`` of prompt add to iterations which decode ``beside`` sequences."""
-    chunk = min(tokens, max(1.0, profile.max_num_batched_tokens - beside))
+def prefill_s(profile: ModelOnInstance, tokens: float, beside: float = 0.0, together: float = 0.0) -> float:
+    """Engine seconds that ``tokens`` of prompt add to iterations which decode ``beside`` sequences.
+
+    ``together``: tokens of all the prompts that go through the engine with it, if there are others.
+    """
+    chunk = min(max(tokens, together), max(1.0, profile.max_num_batched_tokens - beside))
     step = profile.step
     alone = step.base_s(int(beside)) if beside >= 1 else 0.0
     per_chunk = step.base_s(int(beside + chunk)) - alone + step.seq_s

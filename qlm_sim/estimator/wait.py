@@ -8,7 +8,6 @@ of lengths and speeds widens it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
 
 import numpy as np
 
@@ -25,8 +24,6 @@ from qlm_sim.estimator.line import LineForecast, Never, Visit
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.estimator.steps import restores
 
-SPEED_SPREAD = 0.01
-"""Relative uncertainty of an engine's speed that no observation removes."""
 SINGLE_ENTRIES = 512
 """So many requests at the head of a queue are seen one by one, those behind them by group."""
 STALE_SHARE = 0.02
@@ -189,8 +186,8 @@ class WaitEstimator:
                 sent = []
             if sent or stretch:
                 running = list(ledger.running.values()) if not number and model == ledger.model else []
-                result, unknown, engine = self._intake(ledger, model, running, sent, stretch)
-                visits.append(Visit(model, first, start_s, start_sd_s, result, unknown, engine))
+                result, engine = self._intake(ledger, model, running, sent, stretch)
+                visits.append(Visit(model, first, start_s, start_sd_s, result, engine))
                 first += len(sent) + sum(map(len, stretch))
         last = visits[-1].wait(first - 1, 1.0, 0.0)
         beyond = first < requests
@@ -209,7 +206,7 @@ class WaitEstimator:
         running: Sequence[Tracked],
         sent: Sequence[Tracked],
         groups: Sequence[RequestGroup],
-    ) -> tuple[Intake, float, Engine]:
+    ) -> tuple[Intake, Engine]:
         service = self._service
         profile = ledger.spec.models[model]
         clock = service.clock(ledger)
@@ -231,6 +228,8 @@ class WaitEstimator:
             service.slowness(ledger, model),
             service.room_rule(model, profile.kv_capacity_tokens),
             [service.lengths.of_kind(kind) for kind in kinds],
+            service.lengths.of_model(model).count,
+            service.pace(ledger, model),
         )
         batch = Batch(
             np.array(generated),
@@ -239,9 +238,7 @@ class WaitEstimator:
             np.array(began, dtype=float),
             np.array(batch_kind, dtype=np.int64),
         )
-        statistics = service.lengths.of_model(model)
-        unknown = sqrt(statistics.variance / statistics.mean**2 / statistics.count + SPEED_SPREAD**2)
-        return intake(engine, batch, line), unknown, engine
+        return intake(engine, batch, line), engine
 
 
 def _line(

@@ -117,3 +117,17 @@ def test_what_is_known_of_a_model_serves_a_second_instance(make_instance, make_e
         engine.finish(str(i))
     other = InstanceLedger(make_instance("i1"))
     assert engine.estimator.slowness(other, "a") == pytest.approx(1.5, rel=0.02)
+
+
+def test_a_report_tells_what_preempted_requests_left_behind(make_engine):
+    """Of four requests two lost their KV cache: the tokens of the others are known all the same."""
+    engine = make_engine()
+    for i in range(4):
+        engine.start(f"r{i}")
+    engine.decode(100)
+    engine.decode(60, names=["r0", "r1"])
+    running = [engine.items[name][0] for name in ("r0", "r1")]
+    engine.report(running, preemptions=2)
+    clock = engine.estimator.clock(engine.ledger)
+    profile = engine.ledger.profile
+    assert clock.generated(engine.now, profile) == pytest.approx(4 * 161, rel=0.01)

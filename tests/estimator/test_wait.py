@@ -9,10 +9,11 @@ from qlm_sim.core.groups import GroupKey, GroupTable
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State, Tracked
 from qlm_sim.core.policy import Standing
+from qlm_sim.estimator.intake import FULLNESS_SPREAD, SPEED_SPREAD, Bound
 from qlm_sim.estimator.lengths import LengthKind
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.estimator.steps import decode_step_s, prefill_s
-from qlm_sim.estimator.wait import SPEED_SPREAD, WaitEstimator
+from qlm_sim.estimator.wait import WaitEstimator
 from qlm_sim.policies.lines import count_ahead, stretches
 
 MEAN = 200
@@ -141,9 +142,12 @@ def test_a_long_queue_waits_as_the_paper_says(make_scene):
     assert slope == pytest.approx(per_request_s, rel=0.03)
     spread = [waits[i].quantile(0.84) - waits[i].quantile(0.5) for i in (99, 399)]
     assert 2 < spread[1] / spread[0] < 3
-    # 2,000 lengths and the engine's speed leave the mean itself uncertain.
-    unknown = math.hypot(1 / math.sqrt(2016), SPEED_SPREAD)
-    assert spread[1] == pytest.approx(math.hypot(math.sqrt(400), 400 * unknown) * per_request_s, rel=0.15)
+    # 2,000 lengths, how full the engine is and its speed leave the mean itself uncertain.
+    decoding = MEAN * step_s / 16 / per_request_s
+    known = math.hypot(1 / math.sqrt(2016), FULLNESS_SPREAD[Bound.SLOTS])
+    random_s = math.sqrt(400) * decoding * per_request_s
+    unknown_s = 400 * math.hypot(decoding * known, SPEED_SPREAD) * per_request_s
+    assert spread[1] == pytest.approx(math.hypot(random_s, unknown_s), rel=0.15)
 
 
 def test_a_full_batch_of_slots_agrees_with_monte_carlo(make_scene):
@@ -264,3 +268,22 @@ def test_where_models_alternate_visits_behind_the_followed_ones_are_as_long(make
 def test_an_empty_instance_loads_the_model_first(make_scene):
     scene = make_scene(running=0, waiting=1, resident=None, swap_in_s=5.0)
     assert scene.waits()[0].mean_s > 5.0
+
+
+def test_an_engine_that_was_seen_to_hold_less_is_forecast_slower(make_scene):
+    """The model thinks that sixteen decode; twelve were seen to, for long."""
+    scene = full_batch(make_scene, waiting=400)
+    modelled = scene.waits()[300]
+    profile = scene.ledger.profile
+    pace = scene.service.clock(scene.ledger).pace
+    for _ in range(2000):
+        pace.decoded(10, 10 * decode_step_s(profile, 12, 12 * 300), 12, 12 * 300)
+        pace.ended()
+        pace.check(True, 1)
+    observed = scene.waits()[300]
+    slower = decode_step_s(profile, 12, 12 * 300) / 12 / (decode_step_s(profile, 16, 16 * 300) / 16)
+    decoding = 1 - 16 * prefill_s(profile, 100, 16) / (
+        16 * prefill_s(profile, 100, 16) + MEAN * decode_step_s(profile, 16, 16 * 300)
+    )
+    assert observed.mean_s / modelled.mean_s == pytest.approx(1 + decoding * (slower - 1), rel=0.02)
+    assert modelled.quantile(0.9) / modelled.mean_s > observed.quantile(0.9) / observed.mean_s
