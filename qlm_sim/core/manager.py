@@ -180,9 +180,7 @@ class QueueManager:
     def _first_token(self, now: float, event: FirstToken) -> None:
         item = self._on_engine(event)
         if item is not None:
-            if not item.served:
-                item.served = True
-                self._forecaster.started(item, now)
+            item.served = True
             ledger = self.ledgers[event.instance]
             self.estimator.first_token(ledger, item, now)
             if ledger.prefill_is_full(item.request.model):
@@ -206,9 +204,6 @@ class QueueManager:
     def _finished(self, now: float, event: RequestFinished) -> None:
         item = self._on_engine(event)
         if item is not None:
-            if not item.served:
-                # Its first token and its last came in the same instant.
-                self._forecaster.started(item, now)
             self.estimator.finished(self.ledgers[event.instance], item, now, event.output_tokens)
             self._leave_engine(item)
             del self.requests[event.request_id]

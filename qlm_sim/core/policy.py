@@ -61,7 +61,7 @@ Order = Callable[[InstanceLedger, float], Sequence[RequestGroup]]
 
 
 class Forecaster(Protocol):
-    """Forecasts waits, and learns from what comes of them. Decides nothing."""
+    """Forecasts waits. Decides nothing, and leaves nothing behind that a decision could read."""
 
     def forecast(
         self,
@@ -72,10 +72,6 @@ class Forecaster(Protocol):
         now: float,
     ) -> Forecast:
         """The wait of ``item``, which has no first token yet. ``standing``: None where it is on an engine."""
-        ...
-
-    def started(self, item: Tracked, now: float) -> None:
-        """``item`` has its first token."""
         ...
 
 

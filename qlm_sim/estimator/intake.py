@@ -110,7 +110,7 @@ class _Fluid:
         mean, second, third, fourth = self._share @ np.array([each.moments for each in engine.lengths])
         self._moments = (float(mean), float(second), float(third), float(fourth))
         self._residual = float(second / (2 * mean))
-        self._prompts = _strata(line.prefill)
+        self._prompts = _strata(line.prefill, line.count)
         self._together_s: dict[int, list[float]] = {}
         size, squared = line.mean(line.context), line.mean(line.context**2)
         self._size = size
@@ -335,8 +335,14 @@ class _Fluid:
         return seconds
 
 
-def _strata(tokens: Floats) -> Floats:
-    """Means of equally many prompts each, by length, in an order in which neighbours are unlike."""
-    parts = np.array_split(np.sort(tokens), min(_PROMPT_STRATA, len(tokens)))
-    means = np.array([part.mean() for part in parts])
+def _strata(tokens: Floats, count: Floats) -> Floats:
+    """Means of equally many prompts each, by length, in an order in which neighbours are unlike.
+
+    ``count``: prompts of each length.
+    """
+    order = np.argsort(tokens, kind="stable")
+    prompts = np.concatenate(([0.0], np.cumsum(count[order])))
+    total = np.concatenate(([0.0], np.cumsum((count * tokens)[order])))
+    edges = np.linspace(0.0, prompts[-1], min(_PROMPT_STRATA, len(tokens)) + 1)
+    means = np.diff(np.interp(edges, prompts, total)) / np.diff(edges)
     return means[np.argsort(np.arange(len(means)) * 7 % len(means), kind="stable")]

@@ -8,6 +8,7 @@ of lengths and speeds widens it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -25,7 +26,9 @@ from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.estimator.steps import restores
 
 SINGLE_ENTRIES = 512
-"""So many requests at the head of a queue are seen one by one, those behind them by group."""
+"""So many requests at the head of a line are seen one by one, those behind them by samples of each group."""
+SAMPLES = 768
+"""So many of those behind stand for all of them, at least one of each group."""
 STALE_SHARE = 0.02
 """A forecast is made anew once this share of the asked wait has passed since."""
 MOST_VISITS = 32
@@ -74,9 +77,6 @@ class WaitEstimator:
         else:
             wait = self._shared(serving, before, standing.ahead, item, order, now)
         return Forecast(now, position, wait, item.deadline)
-
-    def started(self, item: Tracked, now: float) -> None:
-        """``item`` has its first token."""
 
     def _shared(
         self,
@@ -251,9 +251,9 @@ def _line(
     context: list[float] = []
     prefill: list[float] = []
     kind: list[int] = []
-    count: list[int] = []
+    count: list[float] = []
 
-    def add(item: Tracked, tokens: float, requests: int) -> None:
+    def add(item: Tracked, tokens: float, requests: float) -> None:
         context.append(tokens)
         prefill.append(1.0 if restores(profile, item) else tokens)
         kind.append(kinds.setdefault(kind_of(item.request), len(kinds)))
@@ -261,12 +261,20 @@ def _line(
 
     for item in sent:
         add(item, item.pulled_context, 1)
+    behind = max(1, sum(map(len, groups)) - SINGLE_ENTRIES)
     for group in groups:
-        if len(context) < SINGLE_ENTRIES:
-            for item in group.items:
-                add(item, item.context_tokens, 1)
-        else:
-            add(group.head, group.context_tokens / len(group), len(group))
+        singly = min(len(group), max(0, SINGLE_ENTRIES - len(context)))
+        rest, rest_tokens = len(group) - singly, group.context_tokens
+        for item in islice(group.items, singly):
+            add(item, item.context_tokens, 1)
+            rest_tokens -= item.context_tokens
+        if rest:
+            samples = min(rest, max(1, rest * SAMPLES // behind))
+            chosen = [group.items[singly + (2 * i + 1) * rest // (2 * samples)] for i in range(samples)]
+            # They stand for all of the rest, and bring as much together.
+            times = rest_tokens / rest * samples / sum(item.context_tokens for item in chosen)
+            for item in chosen:
+                add(item, times * item.context_tokens, rest / samples)
     return Line(
         np.array(context, dtype=float),
         np.array(prefill, dtype=float),

@@ -287,3 +287,16 @@ def test_an_engine_that_was_seen_to_hold_less_is_forecast_slower(make_scene):
     )
     assert observed.mean_s / modelled.mean_s == pytest.approx(1 + decoding * (slower - 1), rel=0.02)
     assert modelled.quantile(0.9) / modelled.mean_s > observed.quantile(0.9) / observed.mean_s
+
+
+def test_samples_of_a_long_group_stand_for_all_of_it(make_scene, make_request, monkeypatch):
+    scene = full_batch(make_scene, waiting=1)
+    rng = np.random.default_rng(5)
+    for i, prompt in enumerate(rng.integers(20, 2000, size=4000).tolist()):
+        item = Tracked(make_request(f"more{i}", prompt=prompt))
+        scene.table.join(item, GroupKey("a", "interactive", 1), 10**6)
+    scene.groups = list(scene.table.groups.values())
+    sampled = [scene.line().wait("a", ahead, 100, 0.0).mean_s for ahead in (600, 2000, 4000)]
+    monkeypatch.setattr("qlm_sim.estimator.wait.SINGLE_ENTRIES", 10**6)
+    singly = [scene.line().wait("a", ahead, 100, 0.0).mean_s for ahead in (600, 2000, 4000)]
+    assert sampled == pytest.approx(singly, rel=0.02)
