@@ -79,7 +79,7 @@ class GatewayProcess:
 
 @contextmanager
 def running_gateway(folder: Path, toml: str, *flags: str) -> Iterator[GatewayProcess]:
-    """``qlm-live serve`` until it serves; killed at the end if it is still there."""
+    """``qlm-live serve``, when it serves and has an engine; killed at the end if it is still there."""
     config = folder / "live.toml"
     config.write_text(toml)
     log = folder / f"gateway-{time.monotonic_ns()}.log"
@@ -100,11 +100,13 @@ def running_gateway(folder: Path, toml: str, *flags: str) -> Iterator[GatewayPro
 
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:
     def serving() -> str | None:
-        found = re.search(r"serving on (\S+)", log.read_text())
-        assert process.poll() is None, log.read_text()
-        return found[1] if found else None
+        said = log.read_text()
+        assert process.poll() is None, said
+        found = re.search(r"serving on (\S+)", said)
+        leads = "this gateway schedules now" in said
+        return found[1] if found and ("is up, serving" in said or not leads) else None
 
-    return str(eventually(serving, 30))
+    return str(eventually(serving, 60))
 
 
 def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:

@@ -33,12 +33,20 @@ class AnswerHead:
 class EventStream:
     """Server-sent events of one answer."""
 
-    __slots__ = ("_end", "_head", "_prefix", "_token_ids", "_usage")
+    __slots__ = ("_end", "_head", "_output_tokens", "_prefix", "_prompt_tokens", "_token_ids", "_usage")
 
-    def __init__(self, head: AnswerHead, *, usage: bool, token_ids: bool) -> None:
-        """``usage``: stream_options.include_usage; ``token_ids``: vLLM's return_token_ids."""
+    def __init__(
+        self, head: AnswerHead, *, usage: bool, token_ids: bool, prompt_tokens: int | None = None
+    ) -> None:
+        """``usage``: stream_options.include_usage; ``token_ids``: vLLM's return_token_ids.
+
+        ``prompt_tokens``: for vLLM's continuous_usage_stats, the prompt's length as it was counted here; the
+        last event tells what the engine counted.
+        """
         self._head = head
         self._usage = usage
+        self._prompt_tokens = prompt_tokens
+        self._output_tokens = 0
         self._token_ids = token_ids
         kind = "chat.completion.chunk" if head.chat else "text_completion"
         opening = _encode(head.fields(kind))[:-1]
@@ -52,7 +60,11 @@ class EventStream:
             choice = {**choice, "index": choice["index"] + index}
             if self._token_ids:
                 choice["token_ids"] = output.token_ids
-        return self._prefix + _encode(choice) + self._end
+        if self._prompt_tokens is None:
+            return self._prefix + _encode(choice) + self._end
+        self._output_tokens += len(output.token_ids)
+        so_far = _usage(self._prompt_tokens, self._output_tokens)
+        return self._prefix + _encode(choice) + b'],"usage":' + _encode(so_far) + b"}\n\n"
 
     def end(self, ends: Sequence[Finished]) -> bytes:
         """What comes after the last piece."""
@@ -87,15 +99,15 @@ def whole(head: AnswerHead, pieces: Sequence[Sequence[Delta]], ends: Sequence[Fi
 def usage(ends: Sequence[Finished]) -> dict[str, Any]:
     prompt = sum(end.prompt_tokens for end in ends)
     output = sum(end.output_tokens for end in ends)
-    told: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": output,
-        "total_tokens": prompt + output,
-    }
+    told = _usage(prompt, output)
     cached = sum(end.cached_tokens for end in ends)
     if cached:
         told["prompt_tokens_details"] = {"cached_tokens": cached}
     return told
+
+
+def _usage(prompt: int, output: int) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
 def _merged(deltas: Sequence[Delta], chat: bool) -> dict[int, dict[str, Any]]:

@@ -15,6 +15,8 @@ from live.jobs import CHAT
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: every event tells the usage so far."""
 
 
 class _Common(msgspec.Struct):

@@ -18,6 +18,7 @@ from live.gateway.asgi import answer, answer_error, headers_of, raw_headers, rea
 from live.gateway.bodies import (
     ChatBody,
     CompletionBody,
+    StreamOptions,
     check,
     is_pinned,
     max_tokens_of,
@@ -191,8 +192,7 @@ class Completions:
         try:
             await asyncio.sleep(0)  # the scheduler settles what has arrived
             await reply.run(
-                streams=bool(fields.stream),
-                usage=fields.stream_options is not None and bool(fields.stream_options.include_usage),
+                options=fields.stream_options or StreamOptions() if fields.stream else None,
                 token_ids=bool(body.get("return_token_ids")),
                 progress_s=progress_s,
             )
@@ -238,17 +238,24 @@ class _Reply:
         for entry in self._entries:
             self._intake.over(entry, "cancelled")
 
-    async def run(self, *, streams: bool, usage: bool, token_ids: bool, progress_s: float | None) -> None:
+    async def run(self, *, options: StreamOptions | None, token_ids: bool, progress_s: float | None) -> None:
+        """``options``: of the stream; None answers whole."""
         entries = self._entries
         for entry in entries:
             entry.estimate = self._intake.estimate(entry)
             entry.at_once = entry.pulled
         first = max((entry.estimate for entry in entries if entry.estimate), key=_median, default=None)
         extra = self._headers(first)
-        if not streams:
+        if options is None:
             await self._answer_whole(extra)
             return
-        events = EventStream(self._head, usage=usage, token_ids=token_ids)
+        told = sum(entry.job.request.prompt_tokens for entry in entries)
+        events = EventStream(
+            self._head,
+            usage=bool(options.include_usage),
+            token_ids=token_ids,
+            prompt_tokens=told if options.include_usage and options.continuous_usage_stats else None,
+        )
         waits = first is not None and (first.position > 0 or progress_s is not None)
         if waits and not any(entry.ended for entry in entries):
             await self._start(extra)

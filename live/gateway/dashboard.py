@@ -25,6 +25,8 @@ EVERY_S = 1.0
 HAPPENINGS = 200
 """Swaps, evictions and the like that are kept to be shown."""
 HISTORY_S = 120
+SHOWN_WAITS = 400
+"""Points of each class in the page's picture."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -146,7 +148,8 @@ class DashboardFeed:
             "happenings": list(self._happenings)[-40:],
             "waits": [
                 {"at": at, "slo_class": name, "wait_s": wait_s, "target_s": target_s}
-                for at, name, wait_s, target_s in metrics.waits
+                for name, waits in metrics.waits.items()
+                for at, wait_s, target_s in list(waits)[-SHOWN_WAITS:]
                 if at > now - HISTORY_S
             ],
         }
@@ -158,7 +161,7 @@ class DashboardFeed:
             waiting[name] += count
         told = []
         for each in self._config.slo:
-            waits = [wait_s for _, name, wait_s, _ in self._metrics.waits if name == each.name]
+            waits = [wait_s for _, wait_s, _ in self._metrics.waits.get(each.name, ())]
             p50, p90 = map(float, np.quantile(waits, (0.5, 0.9))) if waits else (None, None)
             told.append(
                 {

@@ -44,8 +44,8 @@ class Metrics:
         self.finished = 0
         self.tokens = 0
         self.finished_by_tenant: dict[str, int] = {}
-        self.waits: deque[tuple[float, str, float, float]] = deque(maxlen=RECENT)
-        """Of the last first tokens: when, class, wait and target in seconds."""
+        self.waits: dict[str, deque[tuple[float, float, float]]] = {}
+        """By class, of its last first tokens: when, wait and target in seconds."""
         self.recent: dict[str, deque[bool]] = {}
         """Whether the last requests of each class met their SLO."""
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
@@ -154,7 +154,10 @@ class Metrics:
     def first_token(self, entry: Entry) -> None:
         assert entry.first_token_at is not None
         ttft_s = entry.first_token_at - entry.arrived_at
-        self.waits.append((entry.first_token_at, entry.slo.name, ttft_s, entry.slo.ttft_s))
+        waits = self.waits.get(entry.slo.name)
+        if waits is None:
+            waits = self.waits[entry.slo.name] = deque(maxlen=RECENT)
+        waits.append((entry.first_token_at, ttft_s, entry.slo.ttft_s))
         if entry.batch:
             return
         self._ttft(entry.job.request.model).observe(ttft_s)

@@ -84,12 +84,13 @@ def _entry_object(entry: Entry, intake: Intake) -> dict[str, Any]:
     request = entry.job.request
     estimate = intake.estimate(entry)
     waited_s = intake.service.now() - entry.arrived_at
+    waits = "held" if entry.admitted_at is None else "queued"
     return {
         "id": entry.id,
         "object": "queue.request",
         "model": request.model,
         "slo_class": entry.slo.name,
-        "status": "running" if estimate is None else "held" if entry.admitted_at is None else "queued",
+        "status": "running" if entry.first_token_at is not None else waits,
         "queue_position": estimate.position if estimate is not None else None,
         "waited_seconds": waited_s,
         "estimated_wait_seconds": estimate.median_s if estimate is not None else None,

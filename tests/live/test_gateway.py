@@ -20,6 +20,8 @@ import pytest
 from browser import CHROMIUM, open_page
 from live_gateway import MODEL, GatewayProcess, engines, eventually, running_gateway
 
+from qlm_sim.event_log import replay_event_log
+
 TENANTS = """
 [[tenant]]
 name = "a"
@@ -271,7 +273,7 @@ def test_nothing_is_lost_when_an_engine_is_killed_and_then_all(tmp_path: Path) -
 def test_sigterm_lets_running_work_end_and_keeps_what_waits(tmp_path: Path) -> None:
     config = engines(slots=4, speed=4.0)
     with running_gateway(tmp_path, config) as gateway:
-        batch_id = start_batch(gateway, batch_file(300))
+        batch_id = start_batch(gateway, batch_file(100))
         eventually(lambda: answered_lines(gateway, batch_id) >= 1)
         with ThreadPoolExecutor() as pool:
             urgent = {**SHORT, "max_tokens": 300, "ignore_eos": True}
@@ -287,8 +289,8 @@ def test_sigterm_lets_running_work_end_and_keeps_what_waits(tmp_path: Path) -> N
         assert gateway.process.wait(20) == 0
         assert "Traceback" not in gateway.log.read_text()
     with running_gateway(tmp_path, config) as gateway:
-        assert 1 <= answered_lines(gateway, batch_id) < 300
-        assert len(answers_of(gateway, batch_id)) == 300
+        assert 1 <= answered_lines(gateway, batch_id) < 100
+        assert len(answers_of(gateway, batch_id)) == 100
 
 
 @pytest.fixture
@@ -326,18 +328,16 @@ def test_another_gateway_of_the_same_redis_takes_over(tmp_path: Path, redis_url:
     assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
 
 
-def test_a_run_is_recorded_and_every_decision_comes_out_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from qlm_sim.cli import main
-
+def test_a_run_is_recorded_and_every_decision_comes_out_the_same(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     with running_gateway(tmp_path, engines(slots=4), "--record", str(events)) as gateway:
         batch_id = start_batch(gateway, batch_file(30))
         answers_of(gateway, batch_id)
         gateway.process.send_signal(signal.SIGTERM)
         gateway.process.wait(20)
-    assert main(["replay", str(events)]) == 0
+    verdict = replay_event_log(str(events))
+    assert verdict.difference is None
+    assert verdict.orders >= 30
 
 
 def test_tls_by_config(tmp_path: Path) -> None:

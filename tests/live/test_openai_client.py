@@ -58,6 +58,14 @@ def test_chat_answers_whole_and_streamed_alike(client: openai.OpenAI) -> None:
     assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
 
+def test_usage_can_come_with_every_piece(client: openai.OpenAI) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(ask(client, stream=True, stream_options=options))
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 8
+
+
 def test_completions_of_several_prompts_share_an_answer(client: openai.OpenAI) -> None:
     each = [
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=4).choices[0].text
