@@ -86,7 +86,7 @@ _RANK: dict[type, int] = {
 def settle_order(event: Event) -> tuple[int, str, str]:
     """Sort key that puts the events of one instant in the same order in every world."""
     rank = _RANK[type(event)]
-    if isinstance(event, FirstToken | RequestFinished):
+    if isinstance(event, (FirstToken, RequestFinished)):  # a union would be made at each call
         return rank, event.instance, event.request_id
     if isinstance(event, RequestArrived):
         return rank, "", event.request.id

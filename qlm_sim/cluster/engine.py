@@ -283,11 +283,11 @@ class SimEngine:
         return EngineReported(
             instance=self._id,
             running=running,
-            waiting=sum(len(each.scheduler.waiting) for each in self._models.values()),
+            waiting=sum([len(each.scheduler.waiting) for each in self._models.values()]),
             kv_tokens=kv_tokens,
             kv_utilization=kv_utilization,
             busy_s=busy_s,
-            preemptions=sum(each.scheduler.preemptions for each in self._models.values()),
-            prefix_queries=sum(cache.queried_tokens for cache in self._caches),
-            prefix_hits=sum(cache.hit_tokens for cache in self._caches),
+            preemptions=sum([each.scheduler.preemptions for each in self._models.values()]),
+            prefix_queries=sum([cache.queried_tokens for cache in self._caches]),
+            prefix_hits=sum([cache.hit_tokens for cache in self._caches]),
         )
