@@ -20,7 +20,7 @@ from qlm_sim.plan_log import PlanLog
 from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
 from qlm_sim.processes import Report, run_jobs
 from qlm_sim.solver.inline import InlineSolver
-from qlm_sim.solver.search import solve
+from qlm_sim.solver.solvers import DEFAULT_SOLVER, MOST_PLACES, PlanSolver
 from qlm_sim.workload.mix import build_workload
 from qlm_sim.workload.readers import Warn, read_trace
 from qlm_sim.workload.workload import Trace, Workload
@@ -98,11 +98,20 @@ def replay(
     names = policies_of(scenario)
     jobs = [partial(_run, _Run(scenario, tuple(specs), workload, name)) for name in names]
     if processes == 1 or len(names) == 1:
-        return [
+        runs = [
             job(lambda done, name=name: progress(name, done, len(workload)))  # type: ignore[misc]
             for name, job in zip(names, jobs, strict=True)
         ]
-    return run_jobs(jobs, processes, lambda number, done: progress(names[number], done, len(workload)))
+    else:
+        runs = run_jobs(jobs, processes, lambda number, done: progress(names[number], done, len(workload)))
+    for run in runs:
+        if run.summary.get("plan_fallbacks"):
+            warn(
+                f"{run.name}: {run.summary['plan_fallbacks']:,} of {run.summary['plans']:,} plans were too "
+                f"large for solver {scenario.scheduler.solver} (instances x groups² above {MOST_PLACES}); "
+                f"solver {DEFAULT_SOLVER} made them"
+            )
+    return runs
 
 
 def replay_repeatedly(
@@ -157,6 +166,7 @@ def _run(job: _Run, report: Report) -> PolicyRun:
     )
     recorder = RunRecorder(job.instances)
     log = PlanLog(recorder)
+    solver = PlanSolver(scheduler.solver)
     end = simulate(
         job.workload,
         job.instances,
@@ -166,12 +176,15 @@ def _run(job: _Run, report: Report) -> PolicyRun:
         ),
         make_core(job.policy, job.instances, settings),
         log,
-        solver=InlineSolver(solve),
+        solver=InlineSolver(solver),
         engine=scenario.simulation.engine,
         until_s=scenario.simulation.horizon_s,
         progress=_sparse(report),
     )
-    return conclude(job.policy, recorder, scenario.slo, end.ended_at, log.plans)
+    run = conclude(job.policy, recorder, scenario.slo, end.ended_at, log.plans)
+    if scheduler.solver == DEFAULT_SOLVER:
+        return run
+    return replace(run, summary=run.summary | {"plans": solver.plans, "plan_fallbacks": solver.fallbacks})
 
 
 def _sparse(report: Report) -> Callable[[int, int], None]:

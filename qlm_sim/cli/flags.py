@@ -33,6 +33,7 @@ _KEYS = {
     "--seed": "seed",
     "--policy": "scheduler.policies",
     "--without": "scheduler.without",
+    "--solver": "scheduler.solver",
     "--engine": "simulation.engine",
     "--horizon": "simulation.horizon_s",
     "--scheduler-reserve-full-isl": "engine.scheduler_reserve_full_isl",
@@ -63,6 +64,12 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="LSO",
         help="take a serving operation away: pulling, eviction, swapping or balancing; repeatable",
+    )
+    scheduler.add_argument(
+        "--solver",
+        metavar="NAME",
+        help="what makes qlm's global plans: search (default), or the paper's integer program where it is "
+        "small enough, by HiGHS (milp) or CBC (milp-cbc)",
     )
     cluster = parser.add_argument_group("cluster: any of these makes it one group of like instances")
     cluster.add_argument("--gpu", metavar="G", help="GPU of every instance (see qlm-sim profile list)")

@@ -10,6 +10,7 @@ from qlm_sim.errors import InputError
 from qlm_sim.models.engines import load_engine
 from qlm_sim.models.hardware import load_gpu
 from qlm_sim.policies import POLICIES
+from qlm_sim.solver.solvers import SOLVERS
 from qlm_sim.workload.arrivals import parse_arrivals
 from qlm_sim.workload.readers import FORMATS
 
@@ -30,6 +31,7 @@ def check_scenario(scenario: Scenario, source: Source) -> None:
     _one_of(source, "engine.scheduling_policy", engine.scheduling_policy, ["fcfs", "priority"])
     _all_of(source, "scheduler.policies", scenario.scheduler.policies or (), list(POLICIES))
     _all_of(source, "scheduler.without", scenario.scheduler.without, [str(lso) for lso in Lso])
+    _one_of(source, "scheduler.solver", scenario.scheduler.solver, list(SOLVERS))
 
 
 def _check_names(scenario: Scenario, source: Source) -> None:

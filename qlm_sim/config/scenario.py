@@ -12,6 +12,7 @@ from qlm_sim.config.table import Limit
 from qlm_sim.core.types import SloClass
 from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.models.engines import DEFAULT_ENGINE
+from qlm_sim.solver.solvers import DEFAULT_SOLVER
 from qlm_sim.workload.mix import MixEntry
 
 INTERACTIVE = SloClass("interactive", ttft_s=20.0)
@@ -80,6 +81,9 @@ class SchedulerConfig:
     """Size of a request group, as a share of the average batch."""
     replan_interval_s: float = 1.0
     """Least seconds between two global plans."""
+    solver: str = DEFAULT_SOLVER
+    """What makes them: "search", or the paper's integer program ("milp" by HiGHS, "milp-cbc" by CBC), whose
+    place the search takes where the program would be too large."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("replay --policy qml", "--policy: found 'qml'; did you mean 'qlm'? known: vllm, "),
         ("replay --policy qlm --policy qlm", "--policy: 'qlm' is given twice"),
         ("replay --without swaps", "--without: found 'swaps'; did you mean 'swapping'?"),
+        ("replay --solver mlip", "--solver: found 'mlip'; did you mean 'milp'?"),
         ("replay --engine jumping", "--engine: found 'jumping'; known: leap, stepping"),
         ("replay --gpu B200", "GPU 'B200' is not known"),
         ("replay --count 0", "--count: cluster[0].count: found 0, expected a whole number at least 1"),

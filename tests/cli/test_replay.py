@@ -19,6 +19,7 @@ from qlm_sim.config import load_scenario, table_of
 from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.policies import POLICIES
 from qlm_sim.replay import replay as run_replay
+from qlm_sim.solver import solvers
 
 SMALL = ["--requests", "40", "--quiet"]
 TWO = [*SMALL, "--policy", "qlm", "--policy", "edf"]
@@ -102,6 +103,7 @@ FLAGS = {
     "--seed 5": ("seed", 5),
     "--policy edf --policy qlm": ("scheduler.policies", ["edf", "qlm"]),
     "--without swapping --without eviction": ("scheduler.without", ["swapping", "eviction"]),
+    "--solver milp": ("scheduler.solver", "milp"),
     "--engine stepping": ("simulation.engine", "stepping"),
     "--horizon 2": ("simulation.horizon_s", 2.0),
     "--max-num-seqs 2": ("engine.max_num_seqs", 2),
@@ -260,3 +262,16 @@ def test_reader_that_leaves_early_hears_no_complaint(command: str) -> None:
     run.stdout.close()
     assert run.stderr.read() == ""
     assert run.wait(timeout=30) != 0
+
+
+def test_milp_says_once_and_counts_which_plans_were_too_large_for_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solvers, "MOST_PLACES", 8)
+    flags = ["--policy", "qlm", "--requests", "150", "--rate", "40", "--solver", "milp", "--out", "out"]
+    assert main(["replay", *flags]) == 0
+    (figures,) = json.loads(Path("out/summary.json").read_text())["policies"].values()
+    assert 0 < figures["plan_fallbacks"] <= figures["plans"]
+    notes = [line for line in capsys.readouterr().err.splitlines() if "large for solver milp" in line]
+    assert len(notes) == 1
+    assert f"{figures['plan_fallbacks']} of {figures['plans']} plans" in notes[0]
