@@ -8,6 +8,7 @@ be met, and a model is left only when a deadline forces it or when the GPU is be
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 
 from qlm_sim.core.actions import Replan
 from qlm_sim.core.deadlines import Alarms, DeadlineIndex
@@ -27,7 +28,9 @@ from qlm_sim.solver.search import insertion
 
 _NEVER = float("inf")
 MOST_SEEN = 128
-"""Between two plans a new group is tried on instances that have about so many groups together."""
+"""Between two plans a new group is tried on instances that have about so many groups together ..."""
+MOST_TRIED = 6
+"""... and no more than so many that have its model and so many that do not."""
 FAIRNESS_SHARE = 0.05
 """Share of an instance's time that swaps may take for the sake of those who have nothing to win any more."""
 MAX_EVICTIONS = 3
@@ -234,13 +237,18 @@ class QlmPolicy:
 
     def _least_queued(self, model: str) -> Sequence[InstanceLedger]:
         """Instances to place a group of the model on: the least queued ones, of like ones who have it."""
-        near = []
+        near: list[InstanceLedger] = []
         seen = 0
-        for ledger in sorted(
-            self._capable[model], key=lambda i: (len(self._queues[i.id]), i.next_model != model)
-        ):
+        queues = self._queues
+        capable = self._capable[model]
+        if len(capable) > 2 * MOST_TRIED:
+            ranks = [(len(queues[ledger.id]), at) for at, ledger in enumerate(capable)]
+            has = [rank for rank in ranks if capable[rank[1]].next_model == model]
+            lacks = [rank for rank in ranks if capable[rank[1]].next_model != model]
+            capable = [capable[at] for ranks in (has, lacks) for _, at in nsmallest(MOST_TRIED, ranks)]
+        for ledger in sorted(capable, key=lambda i: (len(queues[i.id]), i.next_model != model)):
             near.append(ledger)
-            seen += len(self._queues[ledger.id])
+            seen += len(queues[ledger.id])
             if seen > MOST_SEEN:
                 break
         return near
