@@ -53,7 +53,8 @@ class Tracked:
         self.request = request
         self.state: State = WAITING
         self.deadline = request.arrived_at + request.slo_s
-        """When the next token that somebody waits for is due: the first one, until it is out."""
+        """When the next token that somebody waits for is due: the first one, until it is out. A policy may
+        set a late request another."""
         self.attempt = 0
         self.instance = ""
         """Where the current attempt runs; the last one's engine while waiting."""

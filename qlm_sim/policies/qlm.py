@@ -8,7 +8,7 @@ be met, and a model is left only when a deadline forces it or when the GPU is be
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import nsmallest
+from heapq import heappop, heappush, nsmallest
 
 from qlm_sim.core.actions import Replan
 from qlm_sim.core.deadlines import Alarms, DeadlineIndex
@@ -37,6 +37,11 @@ MAX_EVICTIONS = 3
 """Most times that one request is evicted to make room for a more urgent one of its model."""
 MARGIN_S, MARGIN_SHARE = 1.0, 0.2
 """Time kept in hand before a deadline: seconds, and a share of the work that comes before it."""
+PATIENCE_SLOS = 30.0
+"""What was late stands back behind all that can be met for so many times its SLO, then has a turn as if it
+had just come; the next turn half as long after that, and so on. So no overload starves it: soon after twice
+so many SLOs its turns come one after the other, and at each it is met as likely as a new one is.
+"""
 SHORT_QUEUE = 8
 """Up to so many groups, a queue is looked through whenever it matters ..."""
 OUTLOOK_S = 0.25
@@ -87,6 +92,8 @@ class QlmPolicy:
                 self._capable.setdefault(model, []).append(ledger)
         self._of_model: dict[str, DeadlineIndex] = {}
         self._undecided = DeadlineIndex(self._table.groups)
+        self._relegated: list[tuple[float, str, Tracked]] = []
+        """Heap of what has been late, by when its next turn comes; it may have left since."""
         self._hungry: dict[str, dict[str, None]] = {}
         """By loaded model: instances that were left with nothing to serve."""
         self._switch_at = Alarms()
@@ -280,6 +287,21 @@ class QlmPolicy:
             item.instance = home
             self.discard(item)
             self._join(item, late_key, now)
+            request = item.request
+            left_s = request.arrived_at + 2 * PATIENCE_SLOS * request.slo_s - now
+            heappush(self._relegated, (now + max(request.slo_s, left_s / 2), request.id, item))
+
+    def _give_turns(self, now: float) -> None:
+        """Let those that have stood back for long enough wait as if they had just come."""
+        relegated = self._relegated
+        while relegated and relegated[0][0] <= now:
+            _, _, item = heappop(relegated)
+            group = item.group
+            if group is not None and group.key.late:
+                item.instance = group.instance
+                self.discard(item)
+                item.deadline = now + item.request.slo_s
+                self._join(item, self._key(item), now)
 
     # What an instance does next
 
@@ -288,6 +310,8 @@ class QlmPolicy:
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         self._idle.changed(ledger)
+        if self._relegated:
+            self._give_turns(now)
         while not self._undecided.none_before(now):
             late = self._undecided.earliest()
             if late is None or late.first_deadline >= now:
