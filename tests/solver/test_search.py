@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from qlm_sim.solver.cost import plan_cost
+from qlm_sim.solver.moves import MANY_INSTANCES
 from qlm_sim.solver.search import WORTH_CHANGING, solve
+from qlm_sim.solver.starts import edf_queues
 
 
 def ids(queues):
@@ -60,3 +62,17 @@ def test_a_plan_is_left_only_for_one_that_is_worth_it(seed, random_problem):
     first = solve(problem)
     again = solve(type(problem)(2, problem.groups, problem.instances, first.queues))
     assert again.queues == first.queues or again.cost <= first.cost * (1 - WORTH_CHANGING)
+
+
+@pytest.mark.parametrize("budget", [0, 300, 20_000])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_plan_costs_more_than_earliest_deadline_first(seed, budget, random_problem):
+    problem = random_problem(np.random.default_rng(200 + seed), 60, 8, 4)
+    assert solve(problem, budget).cost <= plan_cost(problem, edf_queues(problem)) + 1e-9
+
+
+def test_the_budget_holds_but_for_putting_every_group_somewhere(random_problem):
+    """Without a plan in force each is tried at the ends of a few queues, and three plans are priced."""
+    problem = random_problem(np.random.default_rng(300), 400, 20, 4)
+    for budget in (0, 30_000):
+        assert solve(problem, budget).evaluations <= budget + (2 * MANY_INSTANCES + 8) * 400
