@@ -9,6 +9,7 @@ be met, and a model is left only when a deadline forces it or when the GPU is be
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush, nsmallest
+from itertools import count
 
 from qlm_sim.core.actions import Replan
 from qlm_sim.core.deadlines import Alarms, DeadlineIndex
@@ -92,8 +93,9 @@ class QlmPolicy:
                 self._capable.setdefault(model, []).append(ledger)
         self._of_model: dict[str, DeadlineIndex] = {}
         self._undecided = DeadlineIndex(self._table.groups)
-        self._relegated: list[tuple[float, str, Tracked]] = []
+        self._relegated: list[tuple[float, int, Tracked]] = []
         """Heap of what has been late, by when its next turn comes; it may have left since."""
+        self._turns = count()
         self._hungry: dict[str, dict[str, None]] = {}
         """By loaded model: instances that were left with nothing to serve."""
         self._switch_at = Alarms()
@@ -289,7 +291,8 @@ class QlmPolicy:
             self._join(item, late_key, now)
             request = item.request
             left_s = request.arrived_at + 2 * PATIENCE_SLOS * request.slo_s - now
-            heappush(self._relegated, (now + max(request.slo_s, left_s / 2), request.id, item))
+            again_at = now + max(request.slo_s, left_s / 2)
+            heappush(self._relegated, (again_at, next(self._turns), item))
 
     def _give_turns(self, now: float) -> None:
         """Let those that have stood back for long enough wait as if they had just come."""
