@@ -12,7 +12,7 @@ from live.fake.engine import FakeEngine
 from live.fake.language import generate, tokenize, words
 from live.fake.server import FakeServer
 from live.jobs import CHAT, COMPLETIONS, Delta, Job, Output
-from live.service import Service
+from live.service import Listener, Service
 from qlm_sim.core.types import ModelOnInstance, Request
 from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.policies import SchedulerSettings
@@ -79,9 +79,15 @@ def fake_instance(
 
 @contextlib.asynccontextmanager
 async def serving_jobs(
-    *instances: Instance, policy: str = "qlm", settings: SchedulerSettings | None = None
+    *instances: Instance,
+    policy: str = "qlm",
+    settings: SchedulerSettings | None = None,
+    listener: Listener | None = None,
 ) -> AsyncIterator[Service]:
+    """``listener`` is told every settle, from the first on."""
     service = Service(instances, policy=policy, settings=settings, solver_process=False)
+    if listener is not None:
+        service.add_listener(listener)
     await service.start()
     await service.wait_up(10.0)
     try:

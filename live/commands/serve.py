@@ -9,6 +9,7 @@ _EXAMPLES = """examples:
   qlm-live serve live.toml
   qlm-live serve live.toml --port 9000 --record events.jsonl
   qlm-live serve live.toml --dry-run
+  qlm-live serve live.toml --fake-engines 1     # no GPU needed: timed as the profiles say
 
 A configuration needs a model and an engine:
   [[model]]
@@ -33,6 +34,12 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--port", type=int, help="port to listen on, in place of gateway.port")
     parser.add_argument("--record", type=Path, metavar="EVENTS", help="write the event log of the run")
     parser.add_argument("--dry-run", action="store_true", help="only check the configuration")
+    parser.add_argument(
+        "--fake-engines",
+        type=float,
+        metavar="SPEED",
+        help="serve on fake engines, timed by the profiles and SPEED times faster, in place of the real ones",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,6 +55,10 @@ def run(args: Namespace) -> int:
     if args.port is not None:
         gateway = replace(gateway, port=args.port)
     config = replace(config, gateway=gateway)
+    if args.fake_engines is not None:
+        from live.build import on_fakes
+
+        config = on_fakes(config, args.fake_engines)
     if args.dry_run:
         from live.gateway.described import describe
 

@@ -5,6 +5,7 @@ Both give a backend for its URL once it answers and generates.
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -116,6 +117,7 @@ class SupervisedServer:
                 stderr=output,
                 env={**os.environ, **self._env},
                 start_new_session=True,  # its workers end with it, and Ctrl-C is for us
+                preexec_fn=_die_with_parent,
             )
         except OSError as error:
             raise EngineError(f"{command[0]}: {error.strerror or error}") from None
@@ -189,6 +191,16 @@ async def _until_it_works(backend: Backend) -> None:
                 await backend.probe()
     except TimeoutError:
         raise EngineError(f"it gives no token within {PROBE_S:.0f} s") from None
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """In the child: be killed when we are, or a service that starts anew would find the GPU taken."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
