@@ -6,7 +6,7 @@ there then goes on elsewhere, from the tokens that were heard of it.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -127,7 +127,7 @@ class Instance:
 
     def start(self) -> None:
         """Come up, and be watched from then on. Does not wait."""
-        self._residency.when_gone(self._gone)
+        self._residency.when_gone(self.go_down)
         self._spawn(self._come_up(0.0))
         self._spawn(self._keep_watch())
 
@@ -179,9 +179,6 @@ class Instance:
         if attempts:
             self._settle_now()  # so that the core knows what they have generated when it hears the rest
         self._post(InstanceDown(self.id))
-
-    def _gone(self, reason: str) -> None:
-        self.go_down(reason)
 
     async def _come_up(self, delay_s: float) -> None:
         while True:
@@ -295,8 +292,8 @@ class Instance:
         live = attempt.live
         if live.cancelled:
             self._requests.pop(live.id, None)
-        kept = live.cut() if live.movable else live.transcript.resumable and len(live.transcript.token_ids)
-        self._post(RequestEvicted(live.id, attempt.number, self.id, int(kept), kv_on_host=False))
+        kept = live.cut() if live.movable else attempt.output_tokens
+        self._post(RequestEvicted(live.id, attempt.number, self.id, kept, kv_on_host=False))
 
     def lost(self, attempt: Attempt, reason: str) -> None:
         """Its connection broke. Is the engine still there? Then the request alone is tried again."""
@@ -377,7 +374,7 @@ class Instance:
             )
         )
 
-    def _spawn(self, work: "asyncio.coroutines.Coroutine[None, None, None]") -> None:  # type: ignore[name-defined]
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,7 +1,8 @@
 """Streaming calls to an engine over HTTP/1.1: connections that are kept and used again, events as they come.
 
-What comes is handled where it is received, with no task and no queue per stream: thousands of tokens a
-second pass here, and a general client costs several times as much per token (tests/bench).
+What comes is handled where it is received, with no task and no queue per stream: tens of thousands of tokens
+a second pass here. aiohttp takes 1.7 times the CPU per token and 4 times that per request
+(tests/bench/bench_live_engines.py).
 """
 
 import asyncio
