@@ -20,6 +20,9 @@ from qlm_sim.core.events import (
     RequestFinished,
 )
 
+LONG = 300
+"""Tokens of a request that must still run when it is evicted, though the machine be busy."""
+
 Answer = Callable[[Event], list[Action]]
 
 
@@ -99,7 +102,7 @@ SCENARIOS = [
     ),
     Scenario(
         "evicted and taken up again where it was",
-        [Ask("r0", output_tokens=40), Ask("r1", output_tokens=40)],
+        [Ask("r0", output_tokens=LONG), Ask("r1", output_tokens=40)],
         lambda: Script(
             on={
                 (FirstToken, "r0"): [[_evict("r0")]],
@@ -110,7 +113,7 @@ SCENARIOS = [
     ),
     Scenario(
         "evicted three times",
-        [Ask("r0", output_tokens=60)],
+        [Ask("r0", output_tokens=LONG)],
         lambda: Script(
             on={
                 (FirstToken, "r0"): [[_evict("r0", n)] for n in (1, 2, 3)],
@@ -121,7 +124,7 @@ SCENARIOS = [
     ),
     Scenario(
         "evicted here, taken up there",
-        [Ask("r0", output_tokens=40), Ask("r1", output_tokens=20)],
+        [Ask("r0", output_tokens=LONG), Ask("r1", output_tokens=20)],
         lambda: Script(
             on={
                 (FirstToken, "r0"): [[_evict("r0")]],
@@ -133,7 +136,7 @@ SCENARIOS = [
     ),
     Scenario(
         "one that waits inside the engine is evicted",
-        [Ask("r0", output_tokens=60), Ask("r1", output_tokens=60), Ask("r2", output_tokens=5)],
+        [Ask("r0", output_tokens=LONG), Ask("r1", output_tokens=LONG), Ask("r2", output_tokens=5)],
         lambda: Script(
             on={
                 (FirstToken, "r0"): [[_evict("r2")]],
@@ -184,7 +187,7 @@ SCENARIOS = [
     ),
     Scenario(
         "evicted for a swap, and taken up after the swap back",
-        [Ask("r0", output_tokens=60), Ask("r1", model="b")],
+        [Ask("r0", output_tokens=LONG), Ask("r1", model="b")],
         lambda: Script(
             pulls=frozenset({"r0"}),
             on={
@@ -201,7 +204,7 @@ SCENARIOS = [
     ),
     Scenario(
         "what a lost engine had goes on elsewhere",
-        [Ask("r0", output_tokens=80), Ask("r1", output_tokens=80)],
+        [Ask("r0", output_tokens=LONG), Ask("r1", output_tokens=LONG)],
         lambda: Script(
             on={(InstanceDown, "i0"): [[Pull("r0", 2, "i1"), Pull("r1", 2, "i1")]]},
         ),
