@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VLLM_VENV := .venv-vllm
 VLLM := tests/real_vllm
 
-.PHONY: replay test test-vllm lint bench clean
+.PHONY: replay test test-vllm live-demo lint bench clean
 .DELETE_ON_ERROR:
 
 replay: $(VENV)/.installed
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-dev
 # Real vLLM on CPU, in an environment of its own (2 GB).
 test-vllm: $(VLLM_VENV)/.installed
 	PYTHONPATH="$(CURDIR)" $(VLLM_VENV)/bin/python -m pytest -m vllm tests/real_vllm
+
+# Two real vLLM engines on CPU, live and simulated, qlm against FCFS dispatch.
+live-demo: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
+	$(BIN)/python experiments/live_cpu.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
