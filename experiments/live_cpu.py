@@ -65,8 +65,8 @@ def run(out: Path, quick: bool) -> None:
     text = (
         "Made by `make live-demo`: two engines on one machine of two cores, each of which may serve two "
         f"models, {document['rate_rps']:.1f} requests/s (1.15 times the engines' capacity by their "
-        "profiles), ShareGPT lengths times 0.15. Profiles from `qlm-live profile` on the idle engines. Interactive: 2 s "
-        "to the first token, batch: 2 minutes."
+        "profiles), ShareGPT lengths times 0.15. Profiles from `qlm-live profile` on the idle engines. "
+        "Interactive: 2 s to the first token, batch: 2 minutes."
     )
     write(out, "live_cpu", "Real vLLM on CPU, live and simulated", text, document)
 

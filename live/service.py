@@ -233,6 +233,11 @@ class Service:
             for name, each in found.items()
         }
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether engines get only what they can run at once, and all else waits in the scheduler."""
+        return self.core.policy.holds_back
+
     def snapshot(self) -> dict[str, Any]:
         """The instances, their virtual queues and what runs, as plain data."""
         return snapshot(self.core, self.engines.instances, self.now())

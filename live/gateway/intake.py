@@ -30,6 +30,11 @@ ADMISSIONS = 0.1
 class Scheduling(Protocol):
     """What the intake needs of ``live.service.Service``."""
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether engines get only what they can run at once."""
+        ...
+
     def now(self) -> float: ...
 
     def submit(self, job: Job) -> Ticket: ...
@@ -211,8 +216,11 @@ class Intake:
     def _estimate_pulled(self, entry: Entry) -> Estimate | None:
         """Of a request that an engine has: only its prefill is to come, and those that are there before it.
 
-        One asked for within ``FRESH_S`` serves for all of a model: it would be about the same.
+        One asked for within ``FRESH_S`` serves for all of a model: it would be about the same. Not so where
+        the scheduler sends on whatever comes: then an engine's own queue may be long.
         """
+        if not self.service.holds_back:
+            return _told(self.service.forecast(entry.id))
         now = self.service.now()
         model = entry.job.request.model
         at, estimate = self._pulled.get(model, (-FRESH_S, None))

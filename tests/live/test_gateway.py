@@ -370,9 +370,10 @@ def test_the_dashboard_is_sent_the_state(tmp_path: Path) -> None:
         in_background(gateway, [LONG] * 5),
     ):
         eventually(lambda: len(queued(gateway)) == 3)
-        with urllib.request.urlopen(f"{gateway.url}/dashboard/events") as events:
-            state = json.loads(events.readline().removeprefix(b"data: "))
-    assert state["totals"]["waiting"] == 3
+        with urllib.request.urlopen(f"{gateway.url}/dashboard/events", timeout=20) as events:
+            states = (json.loads(line.removeprefix(b"data: ")) for line in events if line.strip())
+            # Until both of those that run have their first token.
+            state = next(each for each in states if each["totals"]["waiting"] == 3)
     assert state["totals"]["running"] == 2
     (instance,) = state["instances"]
     assert instance["running"] == {"interactive": 2}
