@@ -314,6 +314,10 @@ def _check(config: LiveConfig, source: Source) -> None:
             f"{source.name}: scheduler.policy: found {scheduler.policy!r}; "
             f"{did_you_mean(scheduler.policy, list(POLICIES))}"
         )
+    if POLICIES[scheduler.policy].told:
+        raise source.refuse(
+            "scheduler.policy", scheduler.policy, "a policy that need not be told output lengths in advance"
+        )
     for name in scheduler.without:
         if name not in list(Lso):
             raise source.refuse("scheduler.without", name, f"one of {', '.join(Lso)}")

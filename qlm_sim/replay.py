@@ -158,11 +158,13 @@ class _Run:
 def _run(job: _Run, report: Report) -> PolicyRun:
     scenario = job.scenario
     scheduler = scenario.scheduler
+    policy = POLICIES[job.policy]
     settings = SchedulerSettings(
         weights={slo.name: slo.weight for slo in scenario.slo},
         delta=scheduler.delta,
         replan_interval_s=scheduler.replan_interval_s,
         without=frozenset(map(Lso, scheduler.without)),
+        output_tokens=job.workload.output_by_id() if policy.told else None,
     )
     recorder = RunRecorder(job.instances)
     log = PlanLog(recorder)
@@ -172,7 +174,7 @@ def _run(job: _Run, report: Report) -> PolicyRun:
         job.instances,
         replace(
             scenario.engine,
-            scheduling_policy=POLICIES[job.policy].engine_scheduling or scenario.engine.scheduling_policy,
+            scheduling_policy=policy.engine_scheduling or scenario.engine.scheduling_policy,
         ),
         make_core(job.policy, job.instances, settings),
         log,
@@ -181,7 +183,7 @@ def _run(job: _Run, report: Report) -> PolicyRun:
         until_s=scenario.simulation.horizon_s,
         progress=_sparse(report),
     )
-    run = conclude(job.policy, recorder, scenario.slo, end.ended_at, log.plans)
+    run = conclude(job.policy, recorder, scenario.slo, end.ended_at, log.plans, upper_bound=policy.told)
     if scheduler.solver == DEFAULT_SOLVER:
         return run
     return replace(run, summary=run.summary | {"plans": solver.plans, "plan_fallbacks": solver.fallbacks})

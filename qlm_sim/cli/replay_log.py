@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         from qlm_sim.metrics.recorder import RunRecorder
         from qlm_sim.metrics.run import conclude
         from qlm_sim.plan_log import PlanLog
+        from qlm_sim.policies import POLICIES
         from qlm_sim.report.table import print_comparison
         from qlm_sim.report.write import check_output, plain, summary_json, write_results
 
@@ -49,7 +50,14 @@ def run(args: argparse.Namespace) -> int:
     header = verdict.header
     if verdict.cut is not None:
         say(f"note: {args.trace}: {verdict.cut}; the writer was stopped there", args.quiet)
-    run = conclude(header.policy, recorder, header.slo_classes, verdict.ended_at, log.plans)
+    run = conclude(
+        header.policy,
+        recorder,
+        header.slo_classes,
+        verdict.ended_at,
+        log.plans,
+        upper_bound=POLICIES[header.policy].told,
+    )
     table: dict[str, Any] = {
         "event_log": {
             "policy": header.policy,

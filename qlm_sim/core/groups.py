@@ -16,7 +16,7 @@ class GroupKey(NamedTuple):
     model: str
     slo_class: str
     band: int
-    """Prompt length band (``prompt_band``), so that mega-prompts are apart."""
+    """Of lengths, so that mega-prompts are apart (``prompt_band``)."""
     served: bool = False
     """Evicted after their first token: what is left is decoding."""
     late: bool = False

@@ -100,5 +100,5 @@ def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float
         return False
     if running == 0:
         return True
-    held = ledger.context_tokens + estimator.growth_tokens(ledger, now)
+    held = ledger.context_tokens + estimator.growth_tokens(ledger, item, now)
     return held + item.context_tokens <= profile.kv_capacity_tokens

@@ -37,8 +37,9 @@ class Estimator(Protocol):
         """The engine has reported: ``ledger.reported`` is new."""
         ...
 
-    def growth_tokens(self, ledger: InstanceLedger, now: float) -> float:
-        """KV tokens to keep for what runs there beyond what it brought along: generated and to come."""
+    def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:
+        """KV tokens to keep for what runs there, and for ``item`` beside it, beyond what they bring along:
+        generated and to come."""
         ...
 
 

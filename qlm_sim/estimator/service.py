@@ -7,10 +7,11 @@ request's decoding takes O / Θ of the engine.
 
 from dataclasses import dataclass
 
+from qlm_sim.core.groups import RequestGroup, prompt_band
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import GroupService
-from qlm_sim.core.types import ModelOnInstance
+from qlm_sim.core.types import ModelOnInstance, Request
 from qlm_sim.estimator.lengths import LengthStatistics, OutputLengths
 from qlm_sim.estimator.pace import Pace
 from qlm_sim.estimator.speed import EngineClock, SpeedRatio
@@ -165,7 +166,7 @@ class ServiceEstimator:
         step_s = decode_step_s(profile, max(1, ledger.decoding), ledger.context_tokens)
         return self.slowness(ledger, ledger.model) * step_s
 
-    def growth_tokens(self, ledger: InstanceLedger, now: float) -> float:
+    def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:
         """KV tokens to keep for what runs there beyond what it brought along: generated and to come."""
         model = ledger.model
         running = len(ledger.running)
@@ -174,6 +175,18 @@ class ServiceEstimator:
         profile = ledger.spec.models[model]
         rule = self.room_rule(model, profile.kv_capacity_tokens)
         return rule.growth_tokens(running, self.clock(ledger).generated(now, profile))
+
+    def band(self, request: Request) -> int:
+        """Requests of different bands are in different groups: mega-prompts are apart."""
+        return prompt_band(request.prompt_tokens)
+
+    def of_waiting(self, group: RequestGroup) -> LengthStatistics | None:
+        """What is known of its own requests' outputs to come, beyond those of their class: nothing."""
+        return None
+
+    def remaining_tokens(self, ledger: InstanceLedger, item: Tracked) -> float:
+        """Tokens that ``item``, which runs there, is still to generate; alike for all that are not told."""
+        return 0.0
 
     def room_rule(self, model: str, capacity_tokens: int) -> RoomRule:
         """What to keep free beside running requests.

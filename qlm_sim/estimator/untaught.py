@@ -20,5 +20,5 @@ class Untaught:
     def reported(self, ledger: InstanceLedger, now: float) -> None:
         pass
 
-    def growth_tokens(self, ledger: InstanceLedger, now: float) -> float:
+    def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:
         return len(ledger.running) * PRIOR_MEAN_TOKENS

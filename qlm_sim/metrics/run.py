@@ -25,6 +25,13 @@ class PolicyRun:
     timelines: Mapping[str, InstanceTimeline]
     plans: tuple[PlanExplanation, ...] = ()
     """Global plans that moved something, for policies that make plans."""
+    upper_bound: bool = False
+    """Told in advance what nobody can know: a bound for the others, no policy to compare with."""
+
+    @property
+    def label(self) -> str:
+        """Its name in tables; an upper bound is marked."""
+        return f"{self.name}*" if self.upper_bound else self.name
 
 
 def conclude(
@@ -33,6 +40,8 @@ def conclude(
     slo_classes: Sequence[SloClass],
     end_s: float,
     plans: Sequence[PlanExplanation] = (),
+    *,
+    upper_bound: bool = False,
 ) -> PolicyRun:
     """Take from the recorder what will be reported: it has no requests left afterwards."""
     requests = recorder.hand_over()
@@ -46,4 +55,5 @@ def conclude(
         engines=recorder.engines(),
         timelines=recorder.timelines(),
         plans=tuple(plans),
+        upper_bound=upper_bound,
     )

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from qlm_sim.core.manager import QueueManager
 from qlm_sim.core.policy import Policy
 from qlm_sim.core.types import InstanceSpec, Lso
+from qlm_sim.errors import InputError
 from qlm_sim.estimator.asked import AskedEstimator
 from qlm_sim.estimator.service import ServiceEstimator
+from qlm_sim.estimator.told import ToldEstimator
 from qlm_sim.estimator.untaught import Untaught
 from qlm_sim.estimator.wait import WaitEstimator
 from qlm_sim.policies import central
@@ -28,6 +30,8 @@ class SchedulerSettings:
     """Least seconds between two global plans."""
     without: frozenset[Lso] = frozenset()
     """Serving operations that are not to be used."""
+    output_tokens: Mapping[str, int] | None = None
+    """True output length of every request by its id: for ``clairvoyant`` alone."""
     forecasts: bool = False
     """Waits will be asked for: under every policy an estimator of its own learns what they rest on."""
 
@@ -42,12 +46,24 @@ class PolicyEntry:
     """The engine's own scheduling policy that it needs, where not the scenario's."""
     learns: bool = True
     """Whether it asks, in the course of a run, what its estimator has learnt."""
+    told: bool = False
+    """Told every output length in advance: an upper bound, which nobody can run."""
 
 
 def _central(
     name: str, summary: str, rank: central.RankFunction, hold: central.HoldFunction = central.never
 ) -> PolicyEntry:
     return PolicyEntry(summary, lambda estimator, settings: central.CentralPolicy(name, rank, hold))
+
+
+def _qlm(estimator: ServiceEstimator, settings: SchedulerSettings) -> Policy:
+    return QlmPolicy(
+        estimator,
+        settings.weights,
+        delta=settings.delta,
+        replan_interval_s=settings.replan_interval_s,
+        balancing=Lso.BALANCING not in settings.without,
+    )
 
 
 POLICIES: dict[str, PolicyEntry] = {
@@ -80,23 +96,23 @@ POLICIES: dict[str, PolicyEntry] = {
         "SHEPHERD: periodic plan of models onto instances, largest feasible batch first",
         lambda estimator, settings: ShepherdPolicy(estimator),
     ),
-    "qlm": PolicyEntry(
-        "QLM: request groups on virtual queues under a global SLO-aware plan",
-        lambda estimator, settings: QlmPolicy(
-            estimator,
-            settings.weights,
-            delta=settings.delta,
-            replan_interval_s=settings.replan_interval_s,
-            balancing=Lso.BALANCING not in settings.without,
-        ),
-    ),
+    "qlm": PolicyEntry("QLM: request groups on virtual queues under a global SLO-aware plan", _qlm),
+    "clairvoyant": PolicyEntry("an upper bound: qlm told every output length in advance", _qlm, told=True),
 }
+
+
+def _estimator(policy: str, settings: SchedulerSettings) -> ServiceEstimator:
+    if not POLICIES[policy].told:
+        return AskedEstimator() if settings.forecasts else ServiceEstimator()
+    if settings.output_tokens is None:
+        raise InputError(f"{policy}: an upper bound, which runs where output lengths are known in advance")
+    return ToldEstimator(settings.output_tokens)
 
 
 def make_core(policy: str, instances: Sequence[InstanceSpec], settings: SchedulerSettings) -> QueueManager:
     """A scheduler core for these instances, under the policy of that name."""
     entry = POLICIES[policy]
-    estimator = AskedEstimator() if settings.forecasts else ServiceEstimator()
+    estimator = _estimator(policy, settings)
     asked = estimator.questions if isinstance(estimator, AskedEstimator) else estimator
     return QueueManager(
         instances,

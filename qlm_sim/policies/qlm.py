@@ -13,7 +13,7 @@ from itertools import count
 
 from qlm_sim.core.actions import Replan
 from qlm_sim.core.deadlines import Alarms, DeadlineIndex
-from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup, prompt_band
+from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import RUNNING, Tracked
 from qlm_sim.core.lso import fits
@@ -153,10 +153,9 @@ class QlmPolicy:
             return (helper,) if helper is not None else ()
         return (home, helper) if helper is not None else (home,)
 
-    @staticmethod
-    def _key(item: Tracked) -> GroupKey:
+    def _key(self, item: Tracked) -> GroupKey:
         request = item.request
-        return GroupKey(request.model, request.slo_class, prompt_band(request.prompt_tokens), item.served)
+        return GroupKey(request.model, request.slo_class, self._estimator.band(request), item.served)
 
     def _helper(self, model: str, home: str) -> str | None:
         """Another instance that has the model loaded and nothing to serve."""
@@ -451,7 +450,14 @@ class QlmPolicy:
             and other.request.slo_s > item.request.slo_s
             and other.evictions < MAX_EVICTIONS
         ]
-        looser.sort(key=lambda other: (-other.request.slo_s, -other.request.arrived_at, other.request.id))
+        looser.sort(
+            key=lambda other: (
+                -other.request.slo_s,
+                -self._estimator.remaining_tokens(ledger, other),
+                -other.request.arrived_at,
+                other.request.id,
+            )
+        )
         chosen: list[Tracked] = []
         for other in looser:
             if need <= 0:

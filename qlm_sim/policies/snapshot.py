@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, exp, log
 
-from qlm_sim.core.groups import RequestGroup
+from qlm_sim.core.groups import GroupKey, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lso import keeps_kv
 from qlm_sim.core.plan import GroupService, InstanceState, WaitingGroup
@@ -50,11 +50,22 @@ class SnapshotTaker:
         """
         key = group.key
         context = group.context_tokens / len(group)
+        told = self._estimator.of_waiting(group)
+        if told is not None:
+            return self._make_services(key, context, told)
         lengths = self._lengths_of(key.model, key.slo_class)
         cache_key = (key.model, key.slo_class, key.served, prompt_bucket(context))
         cached = self._cache.get(cache_key)
         if cached is not None and lengths.count < cached[0]:
             return cached[1]
+        services = self._make_services(key, context, lengths)
+        # Believed until a tenth more requests have finished.
+        self._cache[cache_key] = (lengths.count * 1.1, services)
+        return services
+
+    def _make_services(
+        self, key: GroupKey, context: float, lengths: LengthStatistics
+    ) -> dict[str, GroupService]:
         services = {}
         for kind, spec in self._kinds.items():
             profile = spec.models.get(key.model)
@@ -65,8 +76,6 @@ class SnapshotTaker:
             if key.served and keeps_kv(profile):
                 service = replace(service, prefill_s=context * profile.kv_restore_token_s)
             services[kind] = service
-        # Believed until a tenth more requests have finished.
-        self._cache[cache_key] = (lengths.count * 1.1, services)
         return services
 
     def _lengths_of(self, model: str, slo_class: str) -> LengthStatistics:

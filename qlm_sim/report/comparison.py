@@ -78,15 +78,25 @@ class Column:
         return found
 
     def rows(self, runs: Sequence[PolicyRun]) -> list[tuple[str, bool]]:
-        """The text for each run, and whether it is the best; where all look alike, none is."""
+        """The text for each run, and whether it is the best, upper bounds apart.
+
+        Where all look alike, none is.
+        """
         values = [self.value(run.summary) for run in runs]
         texts = [self.show(value) for value in values]
         shown = [text + self._confidence(run.summary) for text, run in zip(texts, runs, strict=True)]
-        known = [value for value in values if value is not None]
-        if self.better is None or not known or len(set(texts)) == 1:
+        known = [
+            value
+            for value, run in zip(values, runs, strict=True)
+            if value is not None and not run.upper_bound
+        ]
+        if self.better is None or not known or len(set(map(self.show, known))) == 1:
             return [(text, False) for text in shown]
         best = self.show(self.better(known))
-        return [(long, text == best) for long, text in zip(shown, texts, strict=True)]
+        return [
+            (long, text == best and not run.upper_bound)
+            for long, text, run in zip(shown, texts, runs, strict=True)
+        ]
 
     def _confidence(self, summary: Mapping[str, Any]) -> str:
         """The half-width of 95 % confidence, where runs were repeated."""
@@ -121,11 +131,15 @@ def service_columns(runs: Sequence[PolicyRun]) -> list[Column]:
 def headline(runs: Sequence[PolicyRun]) -> str:
     """One honest sentence: which policy met the SLO most often, and where ``qlm`` stands."""
     ranked = sorted(
-        ((run.summary["slo_attainment"]["overall"], run.name) for run in runs if len(run.requests)),
+        (
+            (run.summary["slo_attainment"]["overall"], run.name)
+            for run in runs
+            if len(run.requests) and not run.upper_bound
+        ),
         key=lambda entry: -entry[0],
     )
     if not ranked:
-        return "No request arrived, so nothing was measured."
+        return _nothing_ranked(runs)
     best, winner = ranked[0]
     count = next(len(run.requests) for run in runs if run.name == winner)
     level = [name for share, name in ranked if best - share < 0.0005]
@@ -143,6 +157,25 @@ def headline(runs: Sequence[PolicyRun]) -> str:
         share = ranked[place - 1][0]
         sentence += f" qlm is not the best here: {percent(share)}, {_points(best - share)} behind {winner}."
     return sentence
+
+
+def _nothing_ranked(runs: Sequence[PolicyRun]) -> str:
+    if not any(len(run.requests) for run in runs):
+        return "No request arrived, so nothing was measured."
+    return " ".join(
+        f"{run.name}, an upper bound, met the SLO for {percent(run.summary['slo_attainment']['overall'])} of "
+        f"{len(run.requests):,} requests."
+        for run in runs
+    )
+
+
+def footnotes(runs: Sequence[PolicyRun]) -> list[str]:
+    """What the marks in the tables mean."""
+    return [
+        f"* {run.name} is told every output length in advance: an upper bound, not a policy to run."
+        for run in runs
+        if run.upper_bound
+    ]
 
 
 def listed(names: Sequence[str]) -> str:

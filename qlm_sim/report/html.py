@@ -8,6 +8,7 @@ from qlm_sim.metrics.run import PolicyRun
 from qlm_sim.report.comparison import (
     Column,
     attainment_columns,
+    footnotes,
     headline,
     percent,
     seconds,
@@ -93,6 +94,7 @@ Requests that were unfinished or rejected count as missed.</p>
 <h2>The policies compared</h2>
 {_comparison(runs, attainment_columns(classes))}
 {_comparison(runs, service_columns(runs))}
+{"".join(f'<p class="faint">{escape(note)}</p>' for note in footnotes(runs))}
 <p class="faint">Best figures in blue. Goodput counts requests that met their SLO. TTFT: time from arrival to
 the first token. GPU: share of time in which the engines executed.</p>
 <h2>Figures</h2>
@@ -125,7 +127,7 @@ def _warnings(sentences: Sequence[str]) -> str:
 
 def _name(run: PolicyRun, runs: Sequence[PolicyRun]) -> str:
     colour = "var(--accent)" if run.name == "qlm" else line_styles([r.name for r in runs])[run.name].colour
-    return f'<span class="key" style="background:{colour}"></span>{escape(run.name)}'
+    return f'<span class="key" style="background:{colour}"></span>{escape(run.label)}'
 
 
 def _comparison(runs: Sequence[PolicyRun], columns: Sequence[Column]) -> str:

@@ -8,7 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from qlm_sim.metrics.run import PolicyRun
-from qlm_sim.report.comparison import Column, attainment_columns, headline, service_columns, warnings
+from qlm_sim.report.comparison import (
+    Column,
+    attainment_columns,
+    footnotes,
+    headline,
+    service_columns,
+    warnings,
+)
 
 
 def print_comparison(runs: Sequence[PolicyRun], console: Console) -> None:
@@ -20,6 +27,8 @@ def print_comparison(runs: Sequence[PolicyRun], console: Console) -> None:
     else:
         for columns in (*_parts(runs, attainment, console), *_parts(runs, service, console)):
             console.print(_table(runs, columns))
+    for note in footnotes(runs):
+        console.print(Text(note))
     console.print(Text(headline(runs)))
     for warning in warnings(runs):
         console.print(Text(warning, style="yellow"))
@@ -48,5 +57,5 @@ def _table(runs: Sequence[PolicyRun], columns: Sequence[Column]) -> Table:
     cells = [column.rows(runs) for column in columns]
     for row, run in enumerate(runs):
         figures = [Text(text, style="bold" if best else "") for text, best in (cell[row] for cell in cells)]
-        table.add_row(Text(run.name), *figures)
+        table.add_row(Text(run.label), *figures)
     return table

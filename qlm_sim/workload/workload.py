@@ -82,6 +82,10 @@ class Workload:
     def __len__(self) -> int:
         return len(self.arrival_s)
 
+    def output_by_id(self) -> dict[str, int]:
+        """Every true output length, for who may be told them in advance: the clairvoyant policy."""
+        return dict(zip(self.ids, self.output_tokens.tolist(), strict=True))
+
     def requests(self) -> Iterator[tuple[Request, int]]:
         """Each request with its true output length, made when it is asked for."""
         names = [slo.name for slo in self.slo_classes]

@@ -61,7 +61,11 @@ def loop(policy: str, trace: Workload, count: int) -> tuple[RunRecorder, float]:
     gpu = load_gpu("a100-80")
     model = deploy(load_model("llama-2-7b"), gpu, 1, config, engine="vllm-0.11", storage_bytes_per_s=2e9)
     specs = [InstanceSpec(f"i{i:02}", {"m": model}, "m", 1 << 36, ("m",)) for i in range(count)]
-    core = make_core(policy, specs, SchedulerSettings())
+    core = make_core(
+        policy,
+        specs,
+        SchedulerSettings(output_tokens=trace.output_by_id() if POLICIES[policy].told else None),
+    )
     recorder = RunRecorder(specs)
     end = simulate(trace, specs, config, core, recorder, solver=InlineSolver(solve))
     assert end.unfinished == 0

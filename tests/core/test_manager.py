@@ -1,5 +1,7 @@
 """The core on lists alone: events in, orders out."""
 
+from collections import defaultdict
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,8 @@ SWAPPING = [name for name in POLICIES if name != "static"]
 
 
 def core_of(instances, policy="qlm", **settings):
-    return make_core(policy, instances, SchedulerSettings(**settings))
+    told = defaultdict(lambda: 200) if POLICIES[policy].told else None
+    return make_core(policy, instances, SchedulerSettings(output_tokens=told, **settings))
 
 
 def orders(actions, kind):

@@ -14,7 +14,7 @@ from qlm_sim.solver.inline import InlineSolver
 from qlm_sim.solver.search import solve
 from qlm_sim.workload.workload import Workload
 
-every_policy = pytest.mark.parametrize("policy", list(POLICIES))
+every_policy = pytest.mark.parametrize("policy", [name for name, each in POLICIES.items() if not each.told])
 
 
 def core_of(policy, instances, requests, now=0.0):

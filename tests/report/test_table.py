@@ -61,6 +61,18 @@ def test_best_is_bold_and_ties_are_bold_together(runs):
     assert column.rows(trio[1:]) == [("90.0%", False), ("90.0%", False)]  # nothing to tell apart
 
 
+def test_an_upper_bound_is_marked_and_wins_nothing(runs):
+    bound = PolicyRun(**vars(with_attainment(runs[0], "clairvoyant", 0.97)) | {"upper_bound": True})
+    pair = [with_attainment(runs[0], name, share) for name, share in (("edf", 0.8), ("qlm", 0.9))]
+    column = Column("SLO met", ("slo_attainment", "overall"), percent, max)
+    assert column.rows([*pair, bound]) == [("80.0%", False), ("90.0%", True), ("97.0%", False)]
+    assert headline([*pair, bound]) == headline(pair)
+    assert headline([bound]).startswith("clairvoyant, an upper bound, met the SLO for 97.0% of")
+    text = printed([runs[0], PolicyRun(**vars(runs[0]) | {"name": "clairvoyant", "upper_bound": True})], 80)
+    assert "clairvoyant* " in text
+    assert "* clairvoyant is told every output length in advance: an upper bound" in text
+
+
 def test_headline_names_the_winner_and_its_lead(runs):
     sentence = headline([with_attainment(runs[0], "edf", 0.812), with_attainment(runs[0], "qlm", 0.938)])
     assert sentence.startswith("qlm met the SLO for 93.8% of")
