@@ -62,7 +62,8 @@ class LsoAgent:
         item.state = EVICTING
         item.evictions += 1
         ledger.evicting += 1
-        keep_kv = item.first_token_at is not None and keeps_kv(ledger.spec.models[item.request.model])
+        profile = ledger.spec.models[item.request.model]
+        keep_kv = item.first_token_at is not None and keeps_kv(profile, item.context_tokens)
         actions.append(Evict(item.request.id, item.attempt, ledger.id, keep_kv))
 
     def _switch(self, ledger: InstanceLedger, model: str, now: float, actions: list[Action]) -> None:
@@ -78,14 +79,15 @@ class LsoAgent:
                 self._evict(ledger, item, actions)
 
 
-def keeps_kv(profile: ModelOnInstance) -> bool:
-    """Whether moving KV to the host and back beats computing it again, by the profile.
+def keeps_kv(profile: ModelOnInstance, tokens: float) -> bool:
+    """Whether moving the KV cache of so many tokens to the host and back beats computing it again.
 
-    Compared at 1,024 tokens, the size of a common conversation: two moves against one prefill.
+    By the profile: two moves against a prefill in iterations of its own, of full chunks as far as it reaches.
     """
-    tokens = min(1024, profile.max_num_batched_tokens)
-    prefill_s = profile.step.base_s(tokens) + profile.step.prefill_pair_s * tokens * tokens / 2
-    return 2 * tokens * profile.kv_restore_token_s < prefill_s
+    chunk = min(tokens, profile.max_num_batched_tokens)
+    step = profile.step
+    again_s = tokens / chunk * step.base_s(int(chunk)) + step.prefill_pair_s * tokens * tokens / 2
+    return 2 * tokens * profile.kv_restore_token_s < again_s
 
 
 def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float) -> bool:

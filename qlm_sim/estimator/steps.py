@@ -25,4 +25,4 @@ def decode_step_s(profile: ModelOnInstance, sequences: float, kv_tokens: float) 
 
 def restores(profile: ModelOnInstance, item: Tracked) -> bool:
     """Whether ``item`` was evicted with its KV kept, which comes back instead of a prefill."""
-    return item.output_tokens > 0 and keeps_kv(profile)
+    return item.output_tokens > 0 and keeps_kv(profile, item.context_tokens)

@@ -50,7 +50,7 @@ class SnapshotTaker:
         """
         key = group.key
         context = group.context_tokens / len(group)
-        told = self._estimator.of_waiting(group)
+        told = self.estimator.of_waiting(group)
         if told is not None:
             return self._make_services(key, context, told)
         lengths = self._lengths_of(key.model, key.slo_class)
@@ -73,7 +73,7 @@ class SnapshotTaker:
                 continue
             slowness = self.estimator.slowness(self._ledgers[kind], key.model)
             service = group_service(profile, context, lengths, slowness=slowness)
-            if key.served and keeps_kv(profile):
+            if key.served and keeps_kv(profile, context):
                 service = replace(service, prefill_s=context * profile.kv_restore_token_s)
             services[kind] = service
         return services
@@ -146,7 +146,8 @@ class SnapshotTaker:
             return 0.0
         token_s = self.estimator.token_s(ledger)
         tokens = ledger.context_tokens + self.estimator.generated_tokens(ledger, now)
-        moves_s = tokens * profile.kv_restore_token_s if keeps_kv(profile) else 0.0
+        kept = keeps_kv(profile, max(1.0, tokens / len(ledger.running)))
+        moves_s = tokens * profile.kv_restore_token_s if kept else 0.0
         return token_s + moves_s
 
     def batch_use(self, ledger: InstanceLedger, joining: int = 0) -> float:
