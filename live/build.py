@@ -36,6 +36,7 @@ def scheduler_settings(config: LiveConfig) -> SchedulerSettings:
         delta=scheduler.delta,
         replan_interval_s=scheduler.replan_interval_s,
         without=frozenset(map(Lso, scheduler.without)),
+        first_token_only=frozenset(slo.name for slo in config.slo if slo.first_token_only),
     )
 
 

@@ -163,6 +163,8 @@ def _run(job: _Run, report: Report) -> PolicyRun:
         weights={slo.name: slo.weight for slo in scenario.slo},
         delta=scheduler.delta,
         replan_interval_s=scheduler.replan_interval_s,
+        first_token_only=frozenset(slo.name for slo in scenario.slo if slo.first_token_only),
+        admission=scheduler.admission,
         without=frozenset(map(Lso, scheduler.without)),
         output_tokens=job.workload.output_by_id() if policy.told else None,
     )

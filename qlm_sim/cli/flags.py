@@ -34,6 +34,7 @@ _KEYS = {
     "--policy": "scheduler.policies",
     "--without": "scheduler.without",
     "--solver": "scheduler.solver",
+    "--admission": "scheduler.admission",
     "--engine": "simulation.engine",
     "--horizon": "simulation.horizon_s",
     "--scheduler-reserve-full-isl": "engine.scheduler_reserve_full_isl",
@@ -70,6 +71,13 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="what makes qlm's global plans: search (default), or the paper's integer program where it is "
         "small enough, by HiGHS (milp) or CBC (milp-cbc)",
+    )
+    scheduler.add_argument(
+        "--admission",
+        type=float,
+        metavar="P",
+        help="refuse a request at once where the probability that it meets its SLO is below this "
+        "(default: let all in)",
     )
     cluster = parser.add_argument_group("cluster: any of these makes it one group of like instances")
     cluster.add_argument("--gpu", metavar="G", help="GPU of every instance (see qlm-sim profile list)")

@@ -84,6 +84,8 @@ class SchedulerConfig:
     solver: str = DEFAULT_SOLVER
     """What makes them: "search", or the paper's integer program ("milp" by HiGHS, "milp-cbc" by CBC), whose
     place the search takes where the program would be too large."""
+    admission: float | None = None
+    """Requests with a smaller probability of meeting their SLO are refused at once; None lets all in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,5 +147,6 @@ LIMITS: Mapping[str, Limit] = (
         Limit(at_least=1),
     )
     | dict.fromkeys(("seed", "host_memory_gib"), Limit(at_least=0))
-    | {"gpu_memory_utilization": Limit(above=0, at_most=1), "watermark": Limit(at_least=0, at_most=1)}
+    | dict.fromkeys(("gpu_memory_utilization", "admission"), Limit(above=0, at_most=1))
+    | {"watermark": Limit(at_least=0, at_most=1)}
 )

@@ -7,7 +7,8 @@ no engine and no file, so a run can be replayed from its event log, and a test n
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from qlm_sim.core.actions import Action, Evict
+from qlm_sim.core.actions import Action, Evict, Reject
+from qlm_sim.core.admission import Admission
 from qlm_sim.core.events import (
     EngineReported,
     Event,
@@ -42,8 +43,11 @@ class QueueManager:
         estimator: Estimator,
         forecaster: Forecaster,
         allowed: frozenset[Lso] = frozenset(Lso),
+        admission: Admission | None = None,
     ) -> None:
+        """``admission``: None lets everything in."""
         self.policy = policy
+        self._admission = admission
         self.estimator = estimator
         self._forecaster = forecaster
         self.requests: dict[str, Tracked] = {}
@@ -136,6 +140,14 @@ class QueueManager:
 
     def _arrived(self, now: float, event: RequestArrived) -> None:
         item = Tracked(event.request)
+        admission = self._admission
+        if admission is not None and self.serves(event.request.model):
+            standing = self.policy.standing_of_new(event.request, now)
+            order = self.policy.order
+            forecast = admission.forecaster.forecast(item, standing, self.ledgers, order, now)
+            if admission.refuses(forecast):
+                self._orders.append(Reject(event.request.id, forecast.mean_s))
+                return
         self.requests[event.request.id] = item
         self._wait(item, now)
 

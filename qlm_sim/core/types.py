@@ -26,6 +26,11 @@ class SloClass:
     e2e_s: float | None = None
     weight: float = 1.0
 
+    @property
+    def first_token_only(self) -> bool:
+        """Nothing is promised beyond the first token."""
+        return self.tpot_s is None and self.e2e_s is None
+
 
 @fact
 class Request:

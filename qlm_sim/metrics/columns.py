@@ -71,6 +71,11 @@ class RequestColumns:
         """Refused or failed: neither finished nor still in the system."""
         return np.greater(self.state, State.FINISHED)
 
+    @cached_property
+    def refused(self) -> Mask:
+        """Refused at once by admission control."""
+        return np.equal(self.state, State.REJECTED)
+
     @property
     def ttft_s(self) -> FloatColumn:
         return self.first_token_s - self.arrival_s

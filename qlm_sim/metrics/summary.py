@@ -24,9 +24,11 @@ def summarise(
     recorder's.
 
     * ``requests`` = ``finished`` + ``unfinished`` + ``rejected``. Failed and cancelled requests count
-      as rejected. Requests are those that arrived before ``end_s``.
+      as rejected; ``refused`` are those of them that admission control refused at once. Requests are
+      those that arrived before ``end_s``.
     * ``slo_attainment``: share of all requests (unfinished and rejected included, as not met) that
-      finished within every target of their class. None for a class without requests.
+      finished within every target of their class. None for a class without requests. ``admitted`` is
+      the same share of the requests that were not refused.
     * ``makespan_s``: from the first arrival to the last finish, or to ``end_s`` where work was left
       unfinished. Rates (``throughput_rps`` of finished requests, ``goodput_rps`` of those that met
       their SLO, ``output_tokens_per_s`` of finished requests) are per second of it.
@@ -59,6 +61,7 @@ def summarise(
         | {
             "slo_attainment": {
                 "overall": _share(met, everyone),
+                "admitted": _share(met, ~requests.refused),
                 "by_class": {name: figures["slo_attainment"] for name, figures in by_class.items()},
             },
             "throughput_rps": _rate(requests.finished.sum(), makespan_s),
@@ -105,6 +108,7 @@ def _counts(requests: RequestColumns, rows: Mask) -> Summary:
         "finished": int((requests.finished & rows).sum()),
         "unfinished": int((requests.unfinished & rows).sum()),
         "rejected": int((requests.rejected & rows).sum()),
+        "refused": int((requests.refused & rows).sum()),
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from qlm_sim.core.admission import Admission
 from qlm_sim.core.manager import QueueManager
 from qlm_sim.core.policy import Policy
 from qlm_sim.core.types import InstanceSpec, Lso
@@ -32,6 +33,10 @@ class SchedulerSettings:
     """Serving operations that are not to be used."""
     output_tokens: Mapping[str, int] | None = None
     """True output length of every request by its id: for ``clairvoyant`` alone."""
+    first_token_only: frozenset[str] = frozenset()
+    """SLO classes that promise nothing but the time to the first token."""
+    admission: float | None = None
+    """Requests with a smaller probability of meeting their SLO are refused at once; None lets all in."""
     forecasts: bool = False
     """Waits will be asked for: under every policy an estimator of its own learns what they rest on."""
 
@@ -62,6 +67,7 @@ def _qlm(estimator: ServiceEstimator, settings: SchedulerSettings) -> Policy:
         settings.weights,
         delta=settings.delta,
         replan_interval_s=settings.replan_interval_s,
+        first_token_only=settings.first_token_only,
         balancing=Lso.BALANCING not in settings.without,
     )
 
@@ -114,10 +120,16 @@ def make_core(policy: str, instances: Sequence[InstanceSpec], settings: Schedule
     entry = POLICIES[policy]
     estimator = _estimator(policy, settings)
     asked = estimator.questions if isinstance(estimator, AskedEstimator) else estimator
+
+    def forecaster(service: ServiceEstimator) -> WaitEstimator:
+        return WaitEstimator(service, engines_by_deadline=entry.engine_scheduling == "priority")
+
+    learns = entry.learns or settings.forecasts or settings.admission is not None
     return QueueManager(
         instances,
         entry.make(estimator, settings),
-        estimator if entry.learns or settings.forecasts else Untaught(),
-        WaitEstimator(asked, engines_by_deadline=entry.engine_scheduling == "priority"),
+        estimator if learns else Untaught(),
+        forecaster(asked),
         frozenset(Lso) - settings.without,
+        Admission(forecaster(estimator), settings.admission) if settings.admission is not None else None,
     )

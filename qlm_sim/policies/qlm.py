@@ -63,12 +63,14 @@ class QlmPolicy:
         *,
         delta: float = 0.5,
         replan_interval_s: float = 1.0,
+        first_token_only: frozenset[str] = frozenset(),
         balancing: bool = True,
     ) -> None:
         self._estimator = estimator
         self._weights = weights
         self._delta = delta
         self._replan_interval_s = replan_interval_s
+        self._first_token_only = first_token_only
         self._balancing = balancing
         self._problems = 0
         self._loosest_slo_s = 0.0
@@ -431,8 +433,16 @@ class QlmPolicy:
         return best
 
     def victims(self, ledger: InstanceLedger, item: Tracked, now: float) -> Sequence[Tracked]:
-        """Running requests of looser classes, when waiting for departures would miss the deadline."""
-        if item.served or item.deadline < now or item.request.slo_s >= self._loosest_slo_s:
+        """Running requests to evict when waiting for departures would miss the deadline.
+
+        Those of looser classes, and of its own where nothing is promised beyond the first token, which they
+        have.
+        """
+        if (
+            item.served
+            or item.deadline < now
+            or (item.request.slo_s >= self._loosest_slo_s and not self._first_token_only)
+        ):
             return ()
         group = item.group
         assert group is not None
@@ -447,7 +457,10 @@ class QlmPolicy:
             for other in ledger.running.values()
             if other.state is RUNNING
             and other.served
-            and other.request.slo_s > item.request.slo_s
+            and (
+                other.request.slo_s > item.request.slo_s
+                or (other.request.slo_s == item.request.slo_s and self._promises_no_more(other))
+            )
             and other.evictions < MAX_EVICTIONS
         ]
         looser.sort(
@@ -465,6 +478,9 @@ class QlmPolicy:
             chosen.append(other)
             need -= other.pulled_context
         return chosen if need <= 0 else ()
+
+    def _promises_no_more(self, item: Tracked) -> bool:
+        return item.request.slo_class in self._first_token_only
 
     # The global plan
 

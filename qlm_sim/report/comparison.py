@@ -104,12 +104,18 @@ class Column:
         return "" if half_width is None else f" ±{self.show(half_width)}"
 
 
-def attainment_columns(class_names: Sequence[str]) -> list[Column]:
-    """SLO attainment, overall and of each class."""
+def attainment_columns(runs: Sequence[PolicyRun]) -> list[Column]:
+    """SLO attainment, overall and of each class; apart, who was refused, where anybody was."""
     overall = Column("SLO met", ("slo_attainment", "overall"), percent, max)
-    return [overall] + [
-        Column(name, ("slo_attainment", "by_class", name), percent, max) for name in class_names
+    classes = [
+        Column(slo.name, ("slo_attainment", "by_class", slo.name), percent, max)
+        for slo in runs[0].slo_classes
     ]
+    if not any(run.summary["refused"] for run in runs):
+        return [overall, *classes]
+    refused = Column("refused", ("refused",), "{:,}".format)
+    admitted = Column("of admitted", ("slo_attainment", "admitted"), percent, max)
+    return [overall, refused, admitted, *classes]
 
 
 def service_columns(runs: Sequence[PolicyRun]) -> list[Column]:
@@ -196,15 +202,21 @@ def warnings(runs: Sequence[PolicyRun]) -> list[str]:
     else:
         found = [f"{run.name}: {run.summary['saturation']}" for run in saturated]
     for run in runs:
-        unfinished, rejected = run.summary["unfinished"], run.summary["rejected"]
+        unfinished, refused = run.summary["unfinished"], run.summary["refused"]
+        failed = run.summary["rejected"] - refused
         if unfinished:
             found.append(
                 f"{run.name}: {unfinished:,} of {len(run.requests):,} requests were unfinished when the run "
                 f"stopped at {seconds(run.end_s)}; they count as missed, and when they would end is unknown."
             )
-        if rejected:
+        if refused:
             found.append(
-                f"{run.name}: {rejected:,} of {len(run.requests):,} requests were rejected or failed; "
+                f"{run.name}: {refused:,} of {len(run.requests):,} requests were refused at once, as likely "
+                "to be late; they count as missed, and the latencies are those of the others."
+            )
+        if failed:
+            found.append(
+                f"{run.name}: {failed:,} of {len(run.requests):,} requests failed or were cancelled; "
                 "they count as missed, and the latencies are those of the others."
             )
     return found

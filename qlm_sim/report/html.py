@@ -74,7 +74,6 @@ def report_html(
     notes: Sequence[str] = (),
 ) -> str:
     """The page. ``command`` and ``scenario_toml`` are shown for repeating the run."""
-    classes = [slo.name for slo in runs[0].slo_classes]
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -92,7 +91,7 @@ def report_html(
 Requests that were unfinished or rejected count as missed.</p>
 {_warnings([*warnings(runs), *notes])}
 <h2>The policies compared</h2>
-{_comparison(runs, attainment_columns(classes))}
+{_comparison(runs, attainment_columns(runs))}
 {_comparison(runs, service_columns(runs))}
 {"".join(f'<p class="faint">{escape(note)}</p>' for note in footnotes(runs))}
 <p class="faint">Best figures in blue. Goodput counts requests that met their SLO. TTFT: time from arrival to

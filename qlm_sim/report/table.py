@@ -20,7 +20,7 @@ from qlm_sim.report.comparison import (
 
 def print_comparison(runs: Sequence[PolicyRun], console: Console) -> None:
     """Print the policies as rows, the best figures bold: one table, or as many as the width asks for."""
-    attainment = attainment_columns([slo.name for slo in runs[0].slo_classes])
+    attainment = attainment_columns(runs)
     service = service_columns(runs)
     if _fits(runs, [*attainment, *service], console):
         console.print(_table(runs, [*attainment, *service]))

@@ -50,7 +50,12 @@ def by_hand() -> RunRecorder:
 
 def test_attainment_is_what_counting_by_hand_gives(by_hand):
     summary = summarise(by_hand.requests(), by_hand, (QUICK, SLOW), end_s=200.0)
-    assert summary["slo_attainment"] == {"overall": 0.4, "by_class": {"quick": 2 / 6, "slow": 2 / 4}}
+    assert summary["slo_attainment"] == {
+        "overall": 0.4,
+        "admitted": 4 / 9,
+        "by_class": {"quick": 2 / 6, "slow": 2 / 4},
+    }
+    assert summary["refused"] == summary["by_class"]["slow"]["refused"] == 1
     assert summary["goodput_rps"] == pytest.approx(4 / 200)
     assert summary["throughput_rps"] == pytest.approx(7 / 200)
     assert summary["output_tokens_per_s"] == pytest.approx((11 * 3 + 1 + 5 * 3) / 200)

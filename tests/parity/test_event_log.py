@@ -23,12 +23,12 @@ MODELS = ("a", "b", "c")
 SLOS = (SloClass("interactive", 5.0), SloClass("batch", 600.0))
 
 
-def logged(path, policy, make_instance):
+def logged(path, policy, make_instance, admission=None, gap_s=0.4):
     """Simulate 300 requests under the policy, and write the event log."""
     rng = np.random.default_rng(11)
     work = Workload(
         ids=[f"r{i:05}" for i in range(300)],
-        arrival_s=np.cumsum(rng.exponential(0.4, 300)),
+        arrival_s=np.cumsum(rng.exponential(gap_s, 300)),
         prompt_tokens=rng.integers(1, 400, 300),
         output_tokens=rng.integers(1, 120, 300),
         max_tokens=np.full(300, 4096),
@@ -43,7 +43,9 @@ def logged(path, policy, make_instance):
         made = make_instance(name, MODELS)
         models = {model: replace(profile, step=step) for model, profile in made.models.items()}
         instances.append(replace(made, models=models))
-    settings = SchedulerSettings(weights={"interactive": 3.0}, without=frozenset({Lso.EVICTION}))
+    settings = SchedulerSettings(
+        weights={"interactive": 3.0}, without=frozenset({Lso.EVICTION}), admission=admission
+    )
     log = EventLogWriter(
         path, LogHeader(policy=policy, settings=settings, instances=tuple(instances), slo_classes=SLOS)
     )
@@ -62,6 +64,12 @@ def test_a_fresh_core_decides_as_the_log_says(policy, make_instance, tmp_path):
     assert verdict.header.settings.without == {Lso.EVICTION}
     assert verdict.events > 300
     assert verdict.orders > 100
+
+
+def test_a_fresh_core_refuses_whom_the_log_says(make_instance, tmp_path):
+    path = logged(tmp_path / "log.jsonl", "edf", make_instance, admission=0.9, gap_s=0.05)
+    assert '["Reject"' in path.read_text()
+    assert replay_event_log(str(path)).difference is None
 
 
 def test_an_order_that_is_not_the_cores_is_found(make_instance, tmp_path):

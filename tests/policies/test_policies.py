@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlm_sim.cluster.simulation import simulate
-from qlm_sim.core.actions import Evict, Pull, SwapModel
+from qlm_sim.core.actions import Evict, Pull, Reject, SwapModel
+from qlm_sim.core.events import RequestArrived
 from qlm_sim.core.types import Lso, SloClass
 from qlm_sim.errors import InputError
 from qlm_sim.metrics.recorder import RunRecorder
@@ -76,6 +77,47 @@ def test_who_is_told_the_lengths_does_better(make_instance):
         for policy in attained:
             attained[policy] += run(policy, work, instances)["slo_attainment"]["overall"] / 4
     assert attained["clairvoyant"] > attained["qlm"]
+
+
+@pytest.mark.parametrize("policy", ["qlm", "edf"])
+def test_in_overload_refusing_helps_those_who_are_let_in(policy, make_instance):
+    """More of the others are met, and more of them per second, than where everybody is let in."""
+    instances = [make_instance("i0")]
+    work = workload(400, 24.0)
+    everybody, some = (run(policy, work, instances, admission=admission) for admission in (None, 0.5))
+    assert everybody["refused"] == 0 < some["refused"]
+    assert some["slo_attainment"]["admitted"] > everybody["slo_attainment"]["overall"] + 0.05
+    assert some["goodput_rps"] > everybody["goodput_rps"]
+
+
+def test_a_class_is_evicted_for_its_own_only_where_it_has_all_that_it_was_promised(make_instance):
+    """Under overload of one class: whose first token is out makes room, unless it was promised more."""
+    instances = [make_instance("i0")]
+    work = workload(300, 12.0, classes=SLOS[:1])
+    promised_more, no_more = (
+        run("qlm", work, instances, first_token_only=classes)
+        for classes in (frozenset(), frozenset({"interactive"}))
+    )
+    assert promised_more["evictions"] == 0 < no_more["evictions"]
+    attained = [each["slo_attainment"]["overall"] for each in (promised_more, no_more)]
+    assert attained[1] > attained[0] + 0.05
+
+
+def test_who_will_be_in_time_is_not_refused(make_instance):
+    summary = run("qlm", workload(100, 0.5), [make_instance("i0")], admission=0.9)
+    assert summary["refused"] == 0
+    assert summary["finished"] == 100
+
+
+def test_the_refused_are_told_how_long_they_would_have_waited(make_instance, make_request):
+    """Twenty at once for an engine that runs four: the last would wait for four rounds or so."""
+    core = make_core("edf", [make_instance("i0")], SchedulerSettings(admission=0.5))
+    requests = [make_request(f"r{number:02}", slo_s=2.0) for number in range(20)]
+    orders = core.handle(0.0, [RequestArrived(request) for request in requests])
+    refused = [order for order in orders if isinstance(order, Reject)]
+    assert refused
+    assert all(order.estimated_wait_s > 1.0 for order in refused)
+    assert not {order.request_id for order in refused} & set(core.requests)
 
 
 def test_lengths_are_not_guessed_where_they_must_be_told(make_instance):

@@ -73,6 +73,17 @@ def test_an_upper_bound_is_marked_and_wins_nothing(runs):
     assert "* clairvoyant is told every output length in advance: an upper bound" in text
 
 
+def test_refused_requests_are_shown_apart_where_there_are_any(runs):
+    assert "refused" not in printed(runs, 160)
+    attainment = runs[0].summary["slo_attainment"] | {"overall": 0.5, "admitted": 0.75}
+    some = runs[0].summary | {"refused": 12, "rejected": 14, "slo_attainment": attainment}
+    text = printed([PolicyRun(**vars(runs[0]) | {"summary": some})], 200)
+    assert "refused" in text
+    assert "75.0%" in text
+    assert "12 of" in text
+    assert "2 of" in text  # those that failed, told apart
+
+
 def test_headline_names_the_winner_and_its_lead(runs):
     sentence = headline([with_attainment(runs[0], "edf", 0.812), with_attainment(runs[0], "qlm", 0.938)])
     assert sentence.startswith("qlm met the SLO for 93.8% of")
