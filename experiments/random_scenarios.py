@@ -1,7 +1,7 @@
 """Every policy on random multi-model scenarios: does qlm win where nobody chose the case for it?
 
-    qlm-sim experiment random_scenarios          # 20 scenarios, a few minutes
-    qlm-sim experiment random_scenarios --quick  # 4 of them
+    qlm-sim experiment random_scenarios          # 20 scenarios, five minutes or so on two cores
+    qlm-sim experiment random_scenarios --quick  # 4 of them, in less than one
 
 Clusters of 1 to 3 A100-80 and up to 3 A10, 2 to 5 models, one to three SLO classes a model, ShareGPT
 lengths, Poisson or bursty arrivals, from idle to well past saturation. The seeds were drawn once and

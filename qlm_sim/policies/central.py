@@ -51,7 +51,10 @@ def collate(head: Tracked, ledger: InstanceLedger, now: float) -> Rank:
 
 
 def flow_control(head: Tracked, ledger: InstanceLedger, now: float) -> Rank | None:
-    """Strict bands by SLO, tightest first, oldest first inside."""
+    """Strict bands by SLO, tightest first, oldest first inside.
+
+    A band's requests share their SLO, so that first come, first served is deadline order there.
+    """
     return head.request.slo_s, head.request.arrived_at
 
 
