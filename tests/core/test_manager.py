@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlm_sim.core.actions import Evict, Pull, SwapModel
+from qlm_sim.core.actions import Evict, Pull, Replan, SwapModel
 from qlm_sim.core.events import (
     EngineReported,
     FirstToken,
@@ -92,6 +92,20 @@ def test_without_eviction_the_batch_runs_out_before_the_swap(make_instance, make
     assert not orders(actions, Evict)
     actions = core.handle(9.0, [RequestFinished("a0", 1, "i0", 80)])
     assert orders(actions, SwapModel) == [SwapModel("i0", "b")]
+
+
+@pytest.mark.parametrize("balancing", [True, False])
+def test_without_balancing_nothing_is_planned_and_nobody_helps(balancing, make_instance, make_request):
+    """Two engines of one request each, and a third request that waits for one of them."""
+    without = frozenset() if balancing else frozenset({Lso.BALANCING})
+    core = core_of([make_instance(name, max_num_seqs=1) for name in ("i0", "i1")], without=without)
+    orders = core.handle(0.0, [RequestArrived(make_request(f"r{number}")) for number in range(3)])
+    assert any(isinstance(order, Replan) for order in orders) == balancing
+    home = core.requests["r2"].group.instance
+    other = next(order for order in orders if isinstance(order, Pull) and order.instance != home)
+    core.handle(1.0, [FirstToken(other.request_id, 1, other.instance)])
+    freed = core.handle(2.0, [RequestFinished(other.request_id, 1, other.instance, 10)])
+    assert (Pull("r2", 1, other.instance) in freed) == balancing
 
 
 def test_without_swapping_the_model_stays(make_instance, make_request):
