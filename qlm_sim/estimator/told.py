@@ -14,6 +14,9 @@ from qlm_sim.core.types import Request
 from qlm_sim.estimator.lengths import PRIOR_MEAN_TOKENS, Floats, LengthStatistics
 from qlm_sim.estimator.service import BLOCK_WASTE_TOKENS, ServiceEstimator
 
+SLACK = 0.03
+"""Share of the KV cache kept free: between reports, how far running requests are is known only about."""
+
 
 class ToldEstimator(ServiceEstimator):
     """A ServiceEstimator with true output lengths in place of learnt ones."""
@@ -38,14 +41,15 @@ class ToldEstimator(ServiceEstimator):
         return max(1.0, self._output_tokens[item.request.id] - generated)
 
     def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:
-        """The most that all of them will hold at one time, less what they brought along: exactly."""
+        """The most that all of them will hold at one time, less what they brought along, and some slack."""
         self.generated_tokens(ledger, now)  # brings the clock up to now
         tokens = self._output_tokens
         everyone = (*ledger.running.values(), item)
         left = np.array([self.remaining_tokens(ledger, each) for each in everyone])
         full = np.array([each.request.prompt_tokens + tokens[each.request.id] for each in everyone])
         peak = peak_tokens(full - left + BLOCK_WASTE_TOKENS, left)
-        return peak - ledger.context_tokens - item.context_tokens
+        slack = SLACK * ledger.spec.models[item.request.model].kv_capacity_tokens
+        return peak + slack - ledger.context_tokens - item.context_tokens
 
 
 def peak_tokens(held: Floats, left: Floats) -> float:
