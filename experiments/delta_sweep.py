@@ -68,16 +68,27 @@ def run(out: Path, quick: bool) -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "delta_sweep.json").write_text(json.dumps(measured, indent=2) + "\n")
-    (out / "delta_sweep.md").write_text(table(means, len(seeds)))
+    (out / "delta_sweep.md").write_text(table(means, errors(measured)))
     draw(out / "delta_sweep.png", measured)
 
 
-def table(means: dict[float, Figures], scenarios: int) -> str:
+def errors(measured: dict[float, list[Figures]]) -> dict[float, float]:
+    """Standard error of each δ's mean attainment, in points, over the scenarios.
+
+    Each scenario is held against its own mean: how hard it is says nothing of δ.
+    """
+    rows = np.array([[100 * each["slo_attainment"] for each in runs] for runs in measured.values()])
+    spread = (rows - rows.mean(axis=0)).std(axis=1, ddof=1) / np.sqrt(rows.shape[1])
+    return dict(zip(measured, spread.tolist(), strict=True))
+
+
+def table(means: dict[float, Figures], error: dict[float, float]) -> str:
     default = SchedulerConfig().delta
+    attained = [100 * figures["slo_attainment"] for figures in means.values()]
     lines = [
         "# The size of request groups",
         "",
-        f"Means over {scenarios} random scenarios at {OVERLOAD:g} times their rate, under `qlm`. Made by "
+        f"Means over random scenarios at {OVERLOAD:g} times their rate, under `qlm`. Made by "
         "`qlm-sim experiment delta_sweep`.",
         "",
         "| δ | SLO met | goodput/s | swaps | evictions | groups a plan |",
@@ -86,9 +97,14 @@ def table(means: dict[float, Figures], scenarios: int) -> str:
     for delta, figures in means.items():
         lines.append(
             f"| {delta:g}{' (default)' if delta == default else ''} "
-            f"| {100 * figures['slo_attainment']:.2f} % | {figures['goodput_rps']:.2f} "
+            f"| {100 * figures['slo_attainment']:.2f} ± {error[delta]:.2f} % | {figures['goodput_rps']:.2f} "
             f"| {figures['swaps']:.1f} | {figures['evictions']:,.0f} | {figures['groups_per_plan']:.1f} |"
         )
+    lines += [
+        "",
+        f"The attainments lie within {max(attained) - min(attained):.2f} points; the largest standard error "
+        f"of one of them is {max(error.values()):.2f} points.",
+    ]
     return "\n".join(lines) + "\n\n![SLO attainment and groups a plan by δ](delta_sweep.png)\n"
 
 
@@ -99,8 +115,7 @@ def draw(path: Path, measured: dict[float, list[Figures]]) -> None:
         figure = new_figure(3.0, "Request groups of δ average batches, qlm in overload")
         left, right = figure.subplots(1, 2)
         rows = np.array([[100 * each["slo_attainment"] for each in measured[delta]] for delta in deltas])
-        # Each scenario against its own mean: how hard it is says nothing of δ.
-        spread = (rows - rows.mean(axis=0)).std(axis=1, ddof=1) / np.sqrt(rows.shape[1])
+        spread = list(errors(measured).values())
         left.errorbar(deltas, rows.mean(axis=1), yerr=spread, color="#0b62a8", marker="o", capsize=3)
         left.set_ylabel("SLO met, %")
         groups = [np.mean([each["groups_per_plan"] for each in measured[delta]]) for delta in deltas]
