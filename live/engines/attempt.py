@@ -99,7 +99,7 @@ class Attempt:
         """Tokens of earlier attempts."""
         self.finish_reason: str | None = None
         self._post = post
-        self._resumed = self.kept > 0
+        self._resumed = self.kept > 0 or live.transcript.said > 0
         self._chat = live.job.endpoint == CHAT
         self.call = self._make_call()
 

@@ -8,12 +8,15 @@ import sys
 import pytest
 from fakes import PROFILE, WATCH, QuickStep, expected_text, fake_instance, job, read, serving_jobs, text_of
 
+from live.engines.attempt import Attempt, LiveRequest
 from live.engines.backend import EngineError
 from live.engines.http import HttpBackend
 from live.engines.instance import Instance, Status, Watch
 from live.engines.residency import Sleepers
 from live.engines.supervise import SupervisedServer
+from live.jobs import COMPLETIONS, Job
 from qlm_sim.core.events import InstanceUp, ModelSwapped, RequestFinished
+from qlm_sim.core.types import Request
 
 FAKE_ENGINE = [
     *(sys.executable, "-m", "live.cli", "fake-engine", "{model}", "--served-model-name", "{name}"),
@@ -196,5 +199,28 @@ def test_a_request_that_breaks_every_engine_fails_at_last():
             assert (await read(ticket))[-1].status == 502
             assert instance.crashes == 6
             assert text_of(await read(service.submit(job(service, "fine")))) == expected_text("fine")
+
+    asyncio.run(main())
+
+
+def test_text_is_not_said_twice_when_tokens_that_came_together_are_cut_off_whole():
+    class Here:
+        id = "i0"
+
+        def heard(self):
+            pass
+
+    async def main():
+        request = Request("r0", "a", "all", 20.0, 0.0, 3, 10)
+        live = LiveRequest(Job(request, COMPLETIONS, {"prompt": "x", "stream": True, "temperature": 0}), None)
+        first = Attempt(live, 1, Here(), lambda event: None)
+        first.said({"index": 0, "text": " one two"}, (5, 6), (1, 2, 3))
+        assert live.cut() == 0  # the second token may end within a character
+        second = Attempt(live, 2, Here(), lambda event: None)
+        assert second.call.body["prompt"] == [1, 2, 3]
+        for text, token in ((" one", 5), (" two", 6), (" three", 7)):
+            second.said({"index": 0, "text": text}, (token,), None)
+        assert text_of(await live.ticket.next_batch()) == " one two three"
+        assert live.transcript.token_ids == [5, 6, 7]
 
     asyncio.run(main())
