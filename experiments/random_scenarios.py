@@ -18,7 +18,7 @@ from qlm_sim.config.scenario import ClusterConfig, MixEntry, SchedulerConfig, Wo
 from qlm_sim.policies import POLICIES
 from qlm_sim.replay import replay
 
-SEEDS = range(7_000, 7_020)
+SEEDS = range(8_300, 8_320)
 A10_MODELS = ("mistral-7b", "qwen2.5-7b", "llama-2-7b")
 A100_MODELS = (*A10_MODELS, "llama-3.1-8b", "vicuna-13b", "codellama-34b")
 CLASSES = ("interactive", "batch-1", "batch-2")
