@@ -243,6 +243,8 @@ def test_ctrl_c_ends_a_run_in_one_line_and_leaves_nothing(policies: tuple[str, .
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background job ignores the signal, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(3)
     os.killpg(run.pid, signal.SIGINT)
