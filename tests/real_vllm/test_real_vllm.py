@@ -173,6 +173,9 @@ def test_stop_strings_hold_across_an_eviction(engines: Engines) -> None:
                     assert attempt.instance._backend is not None
                     attempt.instance._backend.abort(attempt)
             outputs += await read(ticket, 60.0)
+            async with asyncio.timeout(10.0):
+                while service.core.requests:  # its end is known to the client first
+                    await asyncio.sleep(0.005)
             assert len({event.attempt for event in watched.run.events(RequestFinished)}) == 1
         assert text_of(outputs) == await undisturbed(url, COMPLETIONS, "a", job.body)
         assert text_of(outputs) == whole[: whole.index(stop[0])]
