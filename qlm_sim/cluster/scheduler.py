@@ -212,6 +212,8 @@ class Scheduler:
         if under_way:
             blocks += sum(-(-computed // size) for _, computed in self._chunks)
             blocks -= sum((self.decodes.steps - seq.offset) % size == 0 for seq in self._skipped)
+        else:
+            blocks += sum(-(-seq.computed // size) for seq, _ in self._chunks)
         if self._partial is not None and not self._chunks:
             blocks += -(-self._partial.computed // size)
         return blocks - (self._capacity - self.blocks)

@@ -83,6 +83,15 @@ def test_resumed_with_kv_it_pays_for_the_way_out_and_back_and_decodes_on(engine:
     assert log.finishes()["r0"] == 8.0 + 0.9375 + 14
 
 
+def test_a_prompt_whose_kv_comes_back_holds_blocks_meanwhile(engine: str) -> None:
+    """Evicted at 2 s with 16 of 20 prompt tokens done; they are copied out until 4 s, back until 6 s."""
+    timetable = {1.5: [Evict("r0", 1, "i0", True)], 4.0: [Pull("r0", 2, "i0")]}
+    changes = {"max_num_seqs": 8, "max_num_batched_tokens": 8, "kv_capacity_tokens": 160}
+    log = told([(0.0, 20, 9)], timetable, kv_restore_token_s=0.125, engine=engine, **changes)
+    told_of = {now: (report.kv_tokens, report.kv_utilization) for now, report in log.reports()}
+    assert told_of[5.0] == told_of[6.0] == (16, 0.1)
+
+
 def test_others_wait_while_kv_is_copied_out(engine: str) -> None:
     timetable: dict[float, list[Action]] = {5.5: [Evict("r0", 1, "i0", True)]}
     log = told([(0.0, 10, 99), (0.0, 10, 9)], timetable, kv_restore_token_s=0.0625, engine=engine)
