@@ -39,11 +39,11 @@ def number(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration with its unit: 85 ms, 1.24 s, 42.0 s, 12.5 min, 3.10 h."""
+    """A duration with its unit: 0 ms, 7.69 ms, 85.4 ms, 1.24 s, 42.0 s, 12.5 min, 3.10 h."""
     if value is None:
         return NOTHING
     if value < 0.9995:
-        return f"{value * 1000:.0f} ms"
+        return f"{number(value * 1000)} ms" if value else "0 ms"
     if value < 120:
         return f"{number(value)} s"
     return f"{number(value / 60)} min" if value < 7200 else f"{number(value / 3600)} h"
