@@ -122,7 +122,15 @@ def test_nearly_all_is_not_called_all(share, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0 ms"), (0.00769, "7.69 ms"), (0.0854, "85.4 ms"), (1.239, "1.24 s"), (42.0, "42.0 s"), (750.0, "12.5 min"), (11160.0, "3.10 h")],
+    [
+        (0.0, "0 ms"),
+        (0.00769, "7.69 ms"),
+        (0.0854, "85.4 ms"),
+        (1.239, "1.24 s"),
+        (42.0, "42.0 s"),
+        (750.0, "12.5 min"),
+        (11160.0, "3.10 h"),
+    ],
 )
 def test_durations_have_units(value, text):
     assert seconds(value) == text
