@@ -5,11 +5,11 @@ Both give a backend for its URL once it answers and generates.
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +25,9 @@ STOP_S = 15.0
 """Seconds to end in peace after SIGTERM; then it is killed."""
 PROBE_S = 120.0
 """The first token after a start may take that long: kernels are compiled."""
+GUARD = ("sh", "-c", "read _; kill -KILL 0")
+"""Leads the process group of a server and its workers, and ends it when we are gone, however we went: workers
+outlive a server that is killed, and would hold the GPU's memory against the next."""
 
 Connect = Callable[[str, str], Backend]
 """Makes a backend for a server: its URL, and the model that it serves."""
@@ -82,6 +85,7 @@ class SupervisedServer:
         self._start_timeout_s = start_timeout_s
         self._url: str | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._backend: Backend | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._gone: Callable[[str], None] = lambda reason: None
@@ -109,6 +113,7 @@ class SupervisedServer:
         named = {"port": str(port), "model": self._paths.get(model, model), "name": model}
         command = [part.format_map(named) for part in self._command]
         output = self._open_log()
+        self._guard = guard = subprocess.Popen(GUARD, stdin=subprocess.PIPE, process_group=0)
         try:
             self._process = process = await asyncio.create_subprocess_exec(
                 *command,
@@ -116,10 +121,11 @@ class SupervisedServer:
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **self._env},
-                start_new_session=True,  # its workers end with it, and Ctrl-C is for us
-                preexec_fn=_die_with_parent,
+                # Ctrl-C is for us. uvloop does not know the argument process_group.
+                preexec_fn=lambda: os.setpgid(0, guard.pid),
             )
         except OSError as error:
+            await self.stop(kill=True)
             raise EngineError(f"{command[0]}: {error.strerror or error}") from None
         finally:
             if output not in (None, sys.stderr):
@@ -155,9 +161,7 @@ class SupervisedServer:
             self._watcher = None
         if self._backend is not None:
             await self._backend.close()
-        if process is None or process.returncode is not None:
-            return
-        if not kill:
+        if process is not None and not kill:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
@@ -165,9 +169,13 @@ class SupervisedServer:
                     await process.wait()
             except TimeoutError:
                 log.warning("engine %s does not end; it is killed", self._name)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too
-        await process.wait()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(guard.pid, signal.SIGKILL)  # workers too, also of a server that died
+            guard.communicate()
+        if process is not None:
+            await process.wait()
 
     def _open_log(self) -> IO[bytes] | None:
         if self._log_path is None:
@@ -191,16 +199,6 @@ async def _until_it_works(backend: Backend) -> None:
                 await backend.probe()
     except TimeoutError:
         raise EngineError(f"it gives no token within {PROBE_S:.0f} s") from None
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_parent() -> None:
-    """In the child: be killed when we are, or a service that starts anew would find the GPU taken."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

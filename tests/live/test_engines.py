@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -38,13 +39,14 @@ def test_a_process_that_dies_or_hangs_is_started_again_and_its_work_goes_on(how,
         instance = Instance("i0", Sleepers({"a": server}), {"a": PROFILE}, "a", watch=WATCH)
         async with serving_jobs(instance) as service:
             ups = events_of(service, InstanceUp)
-            tickets = [service.submit(job(service, f"r{i}", output=60)) for i in range(6)]
-            while len([each for each in instance.running.values() if each.output_tokens > 5]) < 4:
-                await asyncio.sleep(0.01)
+            tickets = [service.submit(job(service, f"r{i}", output=300)) for i in range(6)]
+            async with asyncio.timeout(30.0):
+                while not any(each.output_tokens > 5 for each in instance.running.values()):
+                    await asyncio.sleep(0.01)
             pid = server.pid
             os.kill(pid, how)
             for i, ticket in enumerate(tickets):
-                assert text_of(await read(ticket, 30.0)) == expected_text(f"r{i}", output=60)
+                assert text_of(await read(ticket, 30.0)) == expected_text(f"r{i}", output=300)
             assert len(ups) == 1
             assert server.pid != pid
             with pytest.raises(ProcessLookupError):
@@ -54,6 +56,68 @@ def test_a_process_that_dies_or_hangs_is_started_again_and_its_work_goes_on(how,
             os.kill(server.pid or 2**22, 0)
 
     asyncio.run(main())
+
+
+async def until_nobody_writes(fifo):
+    """The worker of WITH_WORKER holds ``fifo`` open until it ends."""
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        async with asyncio.timeout(20.0):
+            while True:
+                try:
+                    assert os.read(reader, 1) == b""
+                    return
+                except BlockingIOError:
+                    await asyncio.sleep(0.02)
+    finally:
+        os.close(reader)
+
+
+WITH_WORKER = ["sh", "-c", 'sleep 1000 <>"$0" & exec "$@"', "{fifo}", *FAKE_ENGINE]
+"""A server and a worker process of it that does not care whether the server lives, as vLLM's does not."""
+
+
+def test_no_worker_outlives_a_server_that_was_killed(tmp_path):
+    async def main():
+        fifo = tmp_path / "worker"
+        os.mkfifo(fifo)
+        command = [part.replace("{fifo}", str(fifo)) for part in WITH_WORKER]
+        server = SupervisedServer("i0", command, {"a": "llama-2-7b"}, HttpBackend)
+        await server.start("a")
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+        os.close(reader)
+        gone = asyncio.Event()
+        server.when_gone(lambda reason: gone.set())
+        os.kill(server.pid, signal.SIGKILL)
+        await gone.wait()
+        await server.stop(kill=True)
+        await until_nobody_writes(fifo)
+
+    asyncio.run(main())
+
+
+def test_no_server_and_no_worker_outlives_us_however_we_end(tmp_path):
+    fifo = tmp_path / "worker"
+    os.mkfifo(fifo)
+    command = [part.replace("{fifo}", str(fifo)) for part in WITH_WORKER]
+    script = f"""
+import asyncio
+from live.engines.http import HttpBackend
+from live.engines.supervise import SupervisedServer
+async def main():
+    server = SupervisedServer("i0", {command!r}, {{"a": "llama-2-7b"}}, HttpBackend)
+    await server.start("a")
+    print(server.pid, flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as us:
+        pid = int(us.stdout.readline())
+        os.kill(pid, 0)
+        us.kill()
+    asyncio.run(until_nobody_writes(fifo))
 
 
 def test_a_command_that_ends_at_once_is_an_error_of_one_line():
