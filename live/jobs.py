@@ -55,6 +55,11 @@ class Delta:
     """OpenAI's choice: {"index", "delta"} of a chat, {"index", "text", "logprobs"} of a completion."""
     token_ids: tuple[int, ...]
 
+    @property
+    def text(self) -> str:
+        delta = self.choice.get("delta")
+        return (self.choice.get("text") if delta is None else delta.get("content")) or ""
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

@@ -32,7 +32,8 @@ class RunLog:
     def _shifted(self, event: Event) -> Event:
         if isinstance(event, RequestArrived):
             request = event.request
-            return RequestArrived(replace(request, arrived_at=request.arrived_at - self._began_at))
+            shifted = replace(request, arrived_at=request.arrived_at - self._began_at)
+            return replace(event, request=shifted)
         if isinstance(event, EngineReported):
             before = self._before.get(event.instance)
             if before is not None and before.busy_s <= event.busy_s:

@@ -158,7 +158,7 @@ class Service:
         return self.clock.now()
 
     def submit(self, job: Job, *, resume: Resume | None = None) -> Ticket:
-        """Queue a job. ``resume``: what it had said before a restart, kept from ``checkpoint``."""
+        """Queue a job. ``resume``: how far it had come before a restart, from ``checkpoint``."""
         live = LiveRequest(job, resume)
         request = job.request
         if self.draining or self.failure is not None:
@@ -169,15 +169,7 @@ class Service:
             assert request.id not in self.engines.requests, f"two requests have the id {request.id}"
             self.engines.requests[request.id] = live
             self._unsettled.add(request.id)
-            if resume is not None:
-                # To the core, what was generated before is a part of the prompt.
-                before = len(resume.token_ids)
-                request = replace(
-                    request,
-                    prompt_tokens=request.prompt_tokens + before,
-                    max_tokens=max(1, request.max_tokens - before),
-                )
-            self._on().post(RequestArrived(request))
+            self._on().post(RequestArrived(request, len(resume.token_ids) if resume is not None else 0))
         return live.ticket
 
     def cancel(self, request_id: str) -> None:
@@ -195,10 +187,15 @@ class Service:
         """The wait of a request if it arrived now; None where its model has no engine now."""
         return self.core.forecast_new(request, self.now()) if self.core.serves(request.model) else None
 
-    def checkpoint(self, request_id: str, text: str) -> Resume | None:
-        """What a job would need to go on after a restart, given the text that was received of it."""
+    def checkpoint(self, request_id: str, least_tokens: int) -> Resume | None:
+        """How far a job that does not stream has come, to go on from there after a restart.
+
+        None where it has not generated so many tokens, or where it can only begin anew.
+        """
         live = self.engines.requests.get(request_id)
-        return live.transcript.checkpoint(text) if live is not None else None
+        if live is None or live.job.pinned or len(live.transcript.token_ids) < least_tokens:
+            return None
+        return live.transcript.checkpoint(live.ticket.held_text())
 
     def _end(self, live: LiveRequest, output: Failed) -> None:
         live.ticket.end(output)

@@ -48,6 +48,10 @@ class Ticket:
         """Whether the reader can have seen nothing of the output yet."""
         return self._held is not None
 
+    def held_text(self) -> str:
+        """The text of a job that does not stream, as far as it has come."""
+        return "".join(output.text for output in self._held or () if isinstance(output, Delta))
+
     def put(self, output: Delta) -> None:
         if self._held is not None:
             self._held.append(output)

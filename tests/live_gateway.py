@@ -4,13 +4,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,31 @@ def running_gateway(folder: Path, toml: str, *flags: str) -> Iterator[GatewayPro
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def running_engine(*flags: str) -> Iterator[GatewayProcess]:
+    """``qlm-live fake-engine``, in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "live.cli", "fake-engine", MODEL, "--port", str(port), *flags],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    engine = GatewayProcess(f"http://127.0.0.1:{port}", process, Path(os.devnull))
+
+    def answers() -> bool:
+        with suppress(OSError):
+            return bool(engine.get("/version"))
+        return False
+
+    try:
+        eventually(answers, 60)
+        yield engine
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -50,10 +50,19 @@ class LiveRequest:
         """Engines that went down under it."""
         self.prompt_tokens = job.request.prompt_tokens
         self.cached_tokens = 0
+        if resume is not None:
+            self.prompt_tokens = len(resume.prompt_token_ids)
+            if not job.streams:
+                self.ticket.put(Delta(self.choice(resume.text), resume.token_ids))
 
     @property
     def id(self) -> str:
         return self.job.request.id
+
+    def choice(self, text: str, logprobs: Any = None, finish_reason: str | None = None) -> dict[str, Any]:
+        """A piece of text, as the first attempt would have told it."""
+        told = {"index": 0, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**told, "delta": {"content": text}} if self.job.endpoint == CHAT else {**told, "text": text}
 
     @property
     def movable(self) -> bool:
@@ -176,17 +185,10 @@ class Attempt:
             live.lost = 0
             self._post(FirstToken(live.job.request.id, self.number, self.instance.id))
         if self._resumed:
-            choice = self._as_first(choice, new)
+            choice = live.choice(new, choice.get("logprobs"), choice.get("finish_reason"))
         if not (token_ids or reason or new) and self._resumed:
             return
         live.ticket.put(Delta(choice, tuple(token_ids)))
-
-    def _as_first(self, choice: dict[str, Any], text: str) -> dict[str, Any]:
-        """A choice of the resumed attempt, as the first attempt would have told it."""
-        told = {"index": 0, "logprobs": choice.get("logprobs"), "finish_reason": choice.get("finish_reason")}
-        if self._chat:
-            return {**told, "delta": {"content": text}}
-        return {**told, "text": text}
 
     def ended(self, usage: Mapping[str, Any] | None) -> None:
         if self.over:

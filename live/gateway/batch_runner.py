@@ -3,8 +3,8 @@
 Lines stay in the store and trickle into the scheduler: of each tenant at most ``batch.window`` are there at
 once, those of the batch that expires first in front, so that memory and the time of a decision do not grow
 with the backlog. A line's answer is in the store before its place is given to another. A new leader takes
-over what the last one had claimed; nothing is lost by a death at any point, and the store keeps one answer a
-line.
+over what the last one had claimed, as far as it had come; nothing is lost by a death at any point, and the
+store keeps one answer a line.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from live.gateway.bodies import check, parse
 from live.gateway.completions import JobMaker
 from live.gateway.errors import ApiError
 from live.gateway.intake import Entry, Intake
+from live.gateway.keeping import Keeper, resume_of
 from live.gateway.metrics import wall_seconds
 from live.gateway.pace import LinePace
 from live.gateway.slo import SloResolver
@@ -95,11 +96,13 @@ class BatchRunner:
         self._recovered: dict[str, list[Line]] = {}
         """Lines that the last leader had claimed and this one has not started yet."""
         self._seen: set[str] = set()
+        self._keeper = Keeper(store, intake)
 
     def wake(self) -> None:
         self._woken.set()
 
     async def run(self) -> None:
+        keeping = asyncio.get_running_loop().create_task(self._keeper.run())
         try:
             while True:
                 self._woken.clear()
@@ -112,6 +115,7 @@ class BatchRunner:
                         await self._woken.wait()
         finally:
             for task in [
+                keeping,
                 *self._steps.values(),
                 *(t for each in self._running.values() for t in each.values()),
             ]:
@@ -247,7 +251,11 @@ class BatchRunner:
                 tenant=tenant.name,
                 arrived_at=self._since_start(batch.created_at),
             )
-            entries.extend(self._intake.submit(job, tenant, slo, batch=True) for job in jobs)
+            # Several prompts, or a line that failed with what was kept of it, begin anew.
+            resume = resume_of(line.kept) if len(jobs) == 1 and not tried else None
+            entries.extend(self._intake.submit(job, tenant, slo, batch=True, resume=resume) for job in jobs)
+            if len(jobs) == 1:
+                self._keeper.watch(batch.id, line.number, entries[0], resume)
             pieces, ends = [], []
             for entry in entries:
                 deltas, end = await self._output(entry)
@@ -260,6 +268,7 @@ class BatchRunner:
                 return None
             return answered(line, error.status, answer_id, error.json())
         finally:
+            self._keeper.leave(batch.id, line.number)
             for entry in entries:
                 self._intake.over(entry, "cancelled")
 

@@ -15,7 +15,7 @@ from live.gateway.errors import retry_later
 from live.gateway.fair import FairWindows
 from live.gateway.slo import Slo
 from live.gateway.tenants import Tenant
-from live.jobs import Failed, Finished, Job
+from live.jobs import Failed, Finished, Job, Resume
 from live.ticket import Ticket
 from qlm_sim.core.actions import Action, Pull
 from qlm_sim.core.events import Event, FirstToken
@@ -37,7 +37,9 @@ class Scheduling(Protocol):
 
     def now(self) -> float: ...
 
-    def submit(self, job: Job) -> Ticket: ...
+    def submit(self, job: Job, *, resume: Resume | None = None) -> Ticket: ...
+
+    def checkpoint(self, request_id: str, least_tokens: int) -> Resume | None: ...
 
     def cancel(self, request_id: str) -> None: ...
 
@@ -68,6 +70,8 @@ class Entry:
     arrived_at: float
     """Seconds since the service's start; of a batch line, when its batch was made."""
     batch: bool
+    resume: Resume | None = None
+    """How far it had come before a restart."""
     estimate: Estimate | None = None
     """As told at the arrival."""
     at_once: bool = False
@@ -152,11 +156,13 @@ class Intake:
         """By model: the last estimate of a request that an engine had already, and when it was made."""
         service.add_listener(self._settled)
 
-    def submit(self, job: Job, tenant: Tenant, slo: Slo, *, batch: bool = False) -> Entry:
+    def submit(
+        self, job: Job, tenant: Tenant, slo: Slo, *, batch: bool = False, resume: Resume | None = None
+    ) -> Entry:
         """Take a request in, or refuse it with ApiError (429, 503)."""
         service = self.service
         now = service.now()
-        entry = Entry(job, tenant, slo, job.request.arrived_at, batch)
+        entry = Entry(job, tenant, slo, job.request.arrived_at, batch, resume)
         if not batch:
             self._check_room(job, tenant)
             self.interactive += 1
@@ -276,7 +282,7 @@ class Intake:
             if entry.held and not entry.batch:
                 job = replace(job, request=_arriving(job.request, now))
                 self._count_pace(entry, now)
-            entry.let_in(service.submit(job))
+            entry.let_in(service.submit(job, resume=entry.resume))
 
     def _count_pace(self, entry: Entry, now: float) -> None:
         key = (entry.tenant.name, entry.job.request.slo_class)

@@ -5,7 +5,7 @@ call has answered survives ``kill -9``. A line is answered at most once: the fir
 Times here are wall time in whole seconds since the epoch, as in OpenAI's API.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -74,6 +74,8 @@ class Line(msgspec.Struct, frozen=True):
     """From 0, in the order of the input file."""
     custom_id: str
     body: bytes
+    kept: bytes = b""
+    """What its last owner kept of it (``keep``), where it was taken over."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -137,6 +139,11 @@ class Store(Protocol):
 
     async def recover(self, batch_id: str, owner: str) -> list[Line]:
         """Take over every unanswered line that another owner has claimed. For a new leader alone."""
+        ...
+
+    async def keep(self, batch_id: str, kept: Mapping[int, bytes]) -> None:
+        """Keep how far lines have come, by number, in place of what was kept before. Answered ones are left
+        as they are."""
         ...
 
     async def finish(self, batch_id: str, result: Result) -> bool:

@@ -7,7 +7,7 @@ its line are one script, so they happen together or not at all. The leader's lea
 Redis must write its own log (``appendonly yes``) for answers to outlive Redis itself.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -42,6 +42,15 @@ end
 """
 """XADD refuses an id that is not above the last: a line that is there already."""
 
+KEEP = """
+for i = 1, #ARGV, 2 do
+    local id = string.format('%d-0', tonumber(ARGV[i]) + 1)
+    if #redis.call('XRANGE', KEYS[1], id, id) > 0 then
+        redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+    end
+end
+"""
+
 FINISH = """
 if redis.call('EXISTS', KEYS[3]) == 0 then return 0 end
 local id = string.format('%d-0', tonumber(ARGV[1]) + 1)
@@ -50,6 +59,7 @@ if redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[3]) == 0 then return 0 end
 redis.call('HINCRBY', KEYS[3], ARGV[2], 1)
 redis.call('XACK', KEYS[1], ARGV[4], id)
 redis.call('XDEL', KEYS[1], id)
+redis.call('HDEL', KEYS[4], ARGV[1])
 return 1
 """
 
@@ -72,6 +82,7 @@ class RedisStore:
     def __init__(self, client: Any) -> None:
         self._redis = client
         self._add_lines = client.register_script(ADD_LINES)
+        self._keep = client.register_script(KEEP)
         self._finish = client.register_script(FINISH)
         self._lead = client.register_script(LEAD)
         self._resign = client.register_script(RESIGN)
@@ -221,7 +232,14 @@ class RedisStore:
             start = f"({page[-1]['message_id'].decode()}"
         if not pending:
             return []
-        return _as_lines(await self._redis.xclaim(key, GROUP, owner, 0, pending))
+        lines = _as_lines(await self._redis.xclaim(key, GROUP, owner, 0, pending))
+        if not lines:
+            return []
+        kept = await self._redis.hmget(_kept(batch_id), [line.number for line in lines])
+        return [
+            line if data is None else msgspec.structs.replace(line, kept=data)
+            for line, data in zip(lines, kept, strict=True)
+        ]
 
     async def _make_group(self, key: str) -> None:
         try:
@@ -230,9 +248,13 @@ class RedisStore:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
+    async def keep(self, batch_id: str, kept: Mapping[int, bytes]) -> None:
+        values = [value for pair in kept.items() for value in pair]
+        await self._keep(keys=[_lines(batch_id), _kept(batch_id)], args=values)
+
     async def finish(self, batch_id: str, result: Result) -> bool:
-        kept = await self._finish(
-            keys=[_lines(batch_id), _results(batch_id), _batch(batch_id)],
+        first = await self._finish(
+            keys=[_lines(batch_id), _results(batch_id), _batch(batch_id), _kept(batch_id)],
             args=[
                 result.number,
                 "completed" if result.ok else "failed",
@@ -240,7 +262,7 @@ class RedisStore:
                 GROUP,
             ],
         )
-        return bool(kept)
+        return bool(first)
 
     async def results(self, batch_id: str) -> AsyncIterator[Result]:
         total = int(await self._redis.hget(_batch(batch_id), "total") or 0)
@@ -253,7 +275,7 @@ class RedisStore:
                     yield Result(number, found[:1] == b"1", found[1:])
 
     async def drop_lines(self, batch_id: str) -> None:
-        await self._redis.delete(_lines(batch_id), _results(batch_id))
+        await self._redis.delete(_lines(batch_id), _kept(batch_id), _results(batch_id))
 
     # Leader
 
@@ -274,6 +296,10 @@ def _batch(batch_id: str) -> str:
 
 def _lines(batch_id: str) -> str:
     return f"{PREFIX}lines:{batch_id}"
+
+
+def _kept(batch_id: str) -> str:
+    return f"{PREFIX}kept:{batch_id}"
 
 
 def _results(batch_id: str) -> str:

@@ -11,7 +11,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,8 @@ CREATE TABLE IF NOT EXISTS lines (batch_id TEXT NOT NULL, number INTEGER NOT NUL
     body BLOB NOT NULL, owner TEXT, PRIMARY KEY (batch_id, number)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS lines_free ON lines (batch_id, number) WHERE owner IS NULL;
 CREATE INDEX IF NOT EXISTS lines_claimed ON lines (batch_id, owner) WHERE owner IS NOT NULL;
+CREATE TABLE IF NOT EXISTS kept (batch_id TEXT NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL,
+    PRIMARY KEY (batch_id, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS results (batch_id TEXT NOT NULL, number INTEGER NOT NULL, ok INTEGER NOT NULL,
     text BLOB NOT NULL, PRIMARY KEY (batch_id, number)) WITHOUT ROWID;
 """
@@ -261,8 +263,9 @@ class SqliteStore:
     async def recover(self, batch_id: str, owner: str) -> list[Line]:
         def take(db: sqlite3.Connection) -> list[Any]:
             rows = db.execute(
-                "SELECT number, custom_id, body FROM lines WHERE batch_id = ? AND owner IS NOT NULL"
-                " AND owner != ? ORDER BY number",
+                "SELECT number, custom_id, body, coalesce(data, x'') FROM lines LEFT JOIN kept"
+                " USING (batch_id, number) WHERE batch_id = ? AND owner IS NOT NULL AND owner != ?"
+                " ORDER BY number",
                 (batch_id, owner),
             ).fetchall()
             db.execute(
@@ -273,6 +276,16 @@ class SqliteStore:
 
         return [Line(*row) for row in await self._do(take)]
 
+    async def keep(self, batch_id: str, kept: Mapping[int, bytes]) -> None:
+        rows = [(data, batch_id, number) for number, data in kept.items()]
+        await self._do(
+            lambda db: db.executemany(
+                "INSERT OR REPLACE INTO kept SELECT batch_id, number, ? FROM lines"
+                " WHERE batch_id = ? AND number = ?",
+                rows,
+            )
+        )
+
     async def finish(self, batch_id: str, result: Result) -> bool:
         column = "completed" if result.ok else "failed"
 
@@ -282,6 +295,7 @@ class SqliteStore:
             )
             if there.rowcount == 0:
                 return False
+            db.execute("DELETE FROM kept WHERE batch_id = ? AND number = ?", (batch_id, result.number))
             db.execute(
                 "INSERT INTO results VALUES (?, ?, ?, ?)", (batch_id, result.number, result.ok, result.text)
             )
@@ -308,8 +322,8 @@ class SqliteStore:
 
     async def drop_lines(self, batch_id: str) -> None:
         def drop(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM lines WHERE batch_id = ?", (batch_id,))
-            db.execute("DELETE FROM results WHERE batch_id = ?", (batch_id,))
+            for table in ("lines", "kept", "results"):
+                db.execute(f"DELETE FROM {table} WHERE batch_id = ?", (batch_id,))
 
         await self._do(drop)
 

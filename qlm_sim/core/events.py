@@ -12,6 +12,8 @@ from qlm_sim.core.types import InstanceSpec, Request
 @fact
 class RequestArrived:
     request: Request
+    output_tokens: int = 0
+    """What it had said before a restart, and goes on from."""
 
 
 @fact

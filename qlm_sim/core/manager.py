@@ -140,6 +140,7 @@ class QueueManager:
 
     def _arrived(self, now: float, event: RequestArrived) -> None:
         item = Tracked(event.request)
+        item.output_tokens = event.output_tokens
         admission = self._admission
         if admission is not None and self.serves(event.request.model):
             standing = self.policy.standing_of_new(event.request, now)

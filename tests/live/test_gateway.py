@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, open_page
-from live_gateway import MODEL, GatewayProcess, engines, eventually, running_gateway
+from live_gateway import MODEL, GatewayProcess, engines, eventually, running_engine, running_gateway
 
+from live.fake.language import generate, tokenize, words
 from qlm_sim.event_log import replay_event_log
 
 TENANTS = """
@@ -216,6 +217,28 @@ def test_a_batch_survives_kill_9_of_the_gateway(tmp_path: Path) -> None:
         rows = answers_of(gateway, batch_id)
     assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
     assert {row["response"]["body"]["usage"]["completion_tokens"] for row in rows} == {40}
+
+
+def test_lines_go_on_where_they_were_when_the_gateway_was_killed(tmp_path: Path) -> None:
+    count, tokens = 8, 1000
+    with running_engine("--speed", "3", "--max-num-seqs", "8") as engine:
+        config = engines(slots=8).replace('kind = "fake"', f'url = "{engine.url}"')
+        with running_gateway(tmp_path, config) as gateway:
+            batch_id = start_batch(gateway, batch_file(count, tokens))
+            eventually(lambda: engine.metric("vllm:generation_tokens_total") > count * 600, 60)
+            gateway.kill()
+        before = engine.metric("vllm:generation_tokens_total")
+        with running_gateway(tmp_path, config) as gateway:
+            rows = answers_of(gateway, batch_id)
+        generated = engine.metric("vllm:generation_tokens_total")
+        assert generated < count * tokens + 0.75 * before, "no line began anew"
+        assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(count)]
+        for number, row in enumerate(rows):
+            prompt = tokenize(f"Line {number}")
+            answer = row["response"]["body"]
+            assert answer["choices"][0]["text"] == "".join(words(generate(MODEL, prompt, tokens, 1e9, True)))
+            assert answer["usage"]["prompt_tokens"] == len(prompt)
+            assert answer["usage"]["completion_tokens"] == tokens
 
 
 OWN_ENGINES = """

@@ -193,6 +193,20 @@ async def test_a_new_leader_takes_over_what_the_old_one_had_claimed(store: Store
     assert not await store.finish("batch-1", Result(1, True, b"from g2"))
 
 
+async def test_what_was_kept_of_a_line_comes_with_it(store: Store) -> None:
+    await store.add_batch(a_batch())
+    await store.add_lines("batch-1", some_lines(4))
+    await store.claim("batch-1", "g1", 3)
+    await store.keep("batch-1", {0: b"a little", 1: b"something", 7: b"of no line"})
+    await store.keep("batch-1", {0: b"more"})
+    assert await store.finish("batch-1", Result(1, True, b"answer"))
+    await store.keep("batch-1", {1: b"too late"})
+    recovered = await store.recover("batch-1", "g2")
+    assert [(line.number, line.kept) for line in recovered] == [(0, b"more"), (2, b"")]
+    assert await store.recover("batch-1", "g3") == recovered, "until it is answered"
+    assert await store.claim("batch-1", "g3", 9) == some_lines(4)[3:]
+
+
 async def test_counts_outlive_the_lines(store: Store) -> None:
     await store.add_batch(a_batch())
     await store.add_lines("batch-1", some_lines(2))
