@@ -234,7 +234,8 @@ class BatchRunner:
 
     async def _try(self, batch: BatchRecord, line: Line, tried: int) -> Result | None:
         """The answer; None where the server itself failed and another try may do better."""
-        answer_id = f"{batch.id}-{line.number}" + (f"-{tried}" if tried else "")
+        # What comes in one instant is ordered by id: lines are to be served in the order of their file.
+        answer_id = f"{batch.id}-{line.number:06d}" + (f"-{tried}" if tried else "")
         tenant = self._tenants.by_name(batch.tenant)
         slo = self._slo.of_class(self._class, window_seconds(batch.completion_window))
         entries: list[Entry] = []

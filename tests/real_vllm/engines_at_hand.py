@@ -83,6 +83,14 @@ class Engines:
         return instance(name, Sleepers(servers), models)
 
 
+async def wake(engines: Engines, model: str) -> str:
+    """The URL of the model's server, which is awake."""
+    backend = engines.servers[model].backend
+    if await backend.asleep():
+        await backend.wake_up(1)
+    return engines.servers[model].url
+
+
 def instance(name: str, residency: Residency, models: tuple[str, ...] = ("a",)) -> Instance:
     host = 1 << 34 if len(models) > 1 else 0
     promised = dict.fromkeys(models, PROFILE)

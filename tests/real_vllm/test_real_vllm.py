@@ -15,7 +15,7 @@ from contract.laws import check_laws, check_outcome
 from contract.live_world import body_of, play
 from contract.scenarios import SCENARIOS, Run, Scenario
 from fakes import read, text_of
-from real_vllm.engines_at_hand import Engines, instance
+from real_vllm.engines_at_hand import Engines, instance, wake
 
 from live.engines.instance import Instance, Status
 from live.engines.residency import Sleepers
@@ -39,14 +39,6 @@ async def undisturbed(url: str, endpoint: str, model: str, body: Mapping[str, An
         assert response.status == 200, answer
         choice = answer["choices"][0]
         return choice["message"]["content"] if endpoint == CHAT else choice["text"]
-
-
-async def wake(engines: Engines, model: str) -> str:
-    """The URL of the model's server, which is awake."""
-    backend = engines.servers[model].backend
-    if await backend.asleep():
-        await backend.wake_up(1)
-    return engines.servers[model].url
 
 
 async def play_and_compare(engines: Engines, scenario: Scenario, instances: list[Instance]) -> Run:
