@@ -25,6 +25,9 @@ PRIOR_MEAN_TOKENS = 256.0
 and of the Azure conversation trace of 2023 (211). The prior is exponential."""
 PRIOR_REQUESTS = 16.0
 """How many requests the prior, or the wider level, counts for."""
+TAIL_REQUESTS = 0.5, 4.0
+"""So many at least, however few get that far, for a model and for what leans on it: or one request of a
+hundred times the mean, in thousands, would rule the second moment."""
 MEMORY_REQUESTS = 20_000
 """What was learnt counts half from here on, so that a changing workload is followed."""
 LONGEST_CAP = 1024
@@ -119,7 +122,13 @@ class LengthDistribution:
         return LengthStatistics(count, mean * count, second * count)
 
 
-PRIOR = LengthDistribution(-np.expm1(-np.diff(_EDGES) / PRIOR_MEAN_TOKENS), _MIDDLES, PRIOR_REQUESTS)
+def _exponential(mean_tokens: float) -> Floats:
+    """Chance to end in each bin of lengths that are exponential."""
+    ending: Floats = -np.expm1(-np.diff(_EDGES) / mean_tokens)
+    return ending
+
+
+PRIOR = LengthDistribution(_exponential(PRIOR_MEAN_TOKENS), _MIDDLES, PRIOR_REQUESTS)
 
 
 def _bin(tokens: float) -> int:
@@ -202,9 +211,16 @@ class _Level:
             leaves += np.bincount(at, minlength=len(leaves))
         # Who is observed for a part of the bin is at risk for half of it.
         at_risk = np.cumsum(leaves[::-1])[::-1] - (leaves - ends) / 2
-        # The prior counts as requests of its own, few of which reach far bins.
-        weight = np.maximum(PRIOR_REQUESTS * prior.reaching[:-1], 1e-9)
-        ending = (ends + weight * prior.ending) / (np.maximum(at_risk, ends) + weight)
+        # The prior counts as requests of its own. Where few of those come, ends are as likely as anywhere.
+        weight = PRIOR_REQUESTS * prior.reaching[:-1]
+        least, likely = TAIL_REQUESTS[1], prior.ending
+        if self._wider is None:
+            seen = float(tokens.sum()) + sum(self._tokens) + PRIOR_REQUESTS * PRIOR_MEAN_TOKENS
+            least, likely = TAIL_REQUESTS[0], _exponential(seen / (self._finished + PRIOR_REQUESTS))
+        tail = np.maximum(least - weight, 0.0)
+        ending = ends + weight * prior.ending + tail * likely
+        ending /= np.maximum(at_risk, ends) + weight + tail
+        weight = np.maximum(weight, 1e-9)
         ending[self._cap_bin :] = _SURELY
         middle = (np.array(self._tokens) + weight * prior.middle) / (ends + weight)
         return LengthDistribution(ending, middle, self._finished + PRIOR_REQUESTS)

@@ -122,3 +122,27 @@ def test_old_lessons_fade_when_the_workload_changes():
     for _ in range(30_000):
         finish(lengths, KIND, 500)
     assert lengths.of_model("a").mean > 330
+
+
+def test_one_giant_does_not_rule_the_second_moment():
+    """One output of a hundred times the mean, in thousands, says little of how often such come."""
+    rng = np.random.default_rng(2)
+    draws = rng.geometric(1 / 300, size=3000)
+    lengths = OutputLengths()
+    for tokens in draws.tolist():
+        finish(lengths, KIND, tokens)
+    before = lengths.of_model("a").second_moment
+    finish(lengths, KIND, 37_000)
+    for tokens in rng.geometric(1 / 300, size=400).tolist():
+        finish(lengths, KIND, tokens)
+    assert lengths.of_model("a").second_moment == pytest.approx(before, rel=0.1)
+
+
+def test_giants_that_keep_coming_are_believed():
+    rng = np.random.default_rng(3)
+    lengths = OutputLengths()
+    draws = np.where(rng.random(6000) < 0.01, 20_000, rng.geometric(1 / 300, size=6000))
+    for tokens in draws.tolist():
+        finish(lengths, KIND, tokens)
+    moment = (draws.astype(float) ** 2).mean()
+    assert lengths.of_model("a").second_moment == pytest.approx(moment, rel=0.2)
