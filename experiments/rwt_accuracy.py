@@ -36,7 +36,7 @@ from qlm_sim.core.events import Event, FirstToken, RequestArrived, RequestFinish
 from qlm_sim.core.manager import QueueManager
 from qlm_sim.core.types import InstanceSpec
 from qlm_sim.estimator.asked import AskedEstimator
-from qlm_sim.estimator.lengths import OutputLengths
+from qlm_sim.estimator.lengths import OutputLengths, kind_of
 from qlm_sim.estimator.service import group_service
 from qlm_sim.policies import SchedulerSettings, make_core
 from qlm_sim.replay import scenario_workload
@@ -288,6 +288,24 @@ def _redrawn(workload: Workload, rng: np.random.Generator) -> NDArray[np.int64]:
     return outputs
 
 
+def learnt(case: Case, seed: int) -> OutputLengths:
+    """What is known of output lengths when the replay of that seed has been served."""
+    scenario = _scenario(case, seed)
+    workload, _ = scenario_workload(scenario, instances(scenario), _trace(case.workload))
+    lengths = OutputLengths()
+    for request, tokens in workload.requests():
+        lengths.began(request.id, kind_of(request), _FIRST_TOKEN)
+        lengths.ended(request.id, kind_of(request), tokens, finished=True)
+    return lengths
+
+
+class _FirstToken:
+    tokens = 1.0
+
+
+_FIRST_TOKEN = _FirstToken()
+
+
 @cache
 def chance(case: Case, replays: int) -> float:
     """Variance of waits, in s², that only the true lengths would foretell; of those in a backlog."""
@@ -313,10 +331,7 @@ def measured(case: Case, seeds: Sequence[int]) -> dict[str, Told]:
     again = case.policy != "static"
     parts: dict[str, list[Told]] = {}
     for seed in seeds:
-        lengths = None
-        if case.learnt:
-            _, core = _replay(replace(case, perturb=1.0, policy="static"), seed + WARM_SEED, tell=False)
-            lengths = core.estimator.lengths  # type: ignore[attr-defined]
+        lengths = learnt(case, seed + WARM_SEED) if case.learnt else None
         telling, _ = _replay(case, seed, lengths, again=again)
         parts.setdefault(case.name, []).append(telling.told(again=False))
         if again:

@@ -76,7 +76,8 @@ class InstanceLedger:
         """Whether prompts under way fill an iteration, so that one more would only wait in the engine."""
         return self.prefilling_tokens >= self.spec.models[model].max_num_batched_tokens
 
-    def pulled(self, item: Tracked) -> None:
+    def pulled(self, item: Tracked, now: float) -> None:
+        item.pulled_at = now
         self.running[item.request.id] = item
         context = item.pulled_context = item.request.prompt_tokens + item.output_tokens
         self.context_tokens += context

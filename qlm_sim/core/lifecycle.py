@@ -43,6 +43,7 @@ class Tracked:
         "instance",
         "kv_home",
         "output_tokens",
+        "pulled_at",
         "pulled_context",
         "request",
         "served",
@@ -60,6 +61,8 @@ class Tracked:
         """Where the current attempt runs; the last one's engine while waiting."""
         self.output_tokens = 0
         """Tokens generated, as last reported."""
+        self.pulled_at = 0.0
+        """When the current attempt was sent to its engine."""
         self.pulled_context = 0
         """Tokens it brought along to the current attempt: prompt and what was generated before."""
         self.first_token_at: float | None = None

@@ -45,15 +45,15 @@ class LsoAgent:
                     for victim in policy.victims(ledger, item, now):
                         self._evict(ledger, victim, actions)
                 return
-            self._pull(ledger, item, actions)
+            self._pull(ledger, item, now, actions)
 
-    def _pull(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:
+    def _pull(self, ledger: InstanceLedger, item: Tracked, now: float, actions: list[Action]) -> None:
         self._policy.discard(item)
         item.state = RUNNING
         item.attempt += 1
         item.instance = ledger.id
         item.kv_home = None
-        ledger.pulled(item)
+        ledger.pulled(item, now)
         actions.append(Pull(item.request.id, item.attempt, ledger.id))
 
     def _evict(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:

@@ -20,14 +20,29 @@ class Burst:
         means = np.array([each.statistics.mean for each in engine.lengths])
         self._stay = 1.0 - 1.0 / max(1.5, float(means[np.concatenate((batch.kind, line.kind))].mean()))
         """Share of the batch that goes on after an iteration."""
-        # The iteration under way is half over, on average.
-        self.seconds = 0.5 * engine.step_s(self.sequences, self.kv_tokens) if len(batch) else 0.0
+        step_s = engine.step_s(self.sequences, self.kv_tokens) if len(batch) else 0.0
+        self.seconds = self._begins_s(step_s)
         self.first_token_s: list[float] = []
         self._started: list[int] = []
         """In which iteration each of them had its first token."""
         self._iterations = 0
         self.taken = 0
         """How many of the line are in."""
+
+    def _begins_s(self, step_s: float) -> float:
+        """When the prompts on the engine began to be computed, or those of the line will begin.
+
+        In the iteration after they were sent. Of those that decode alone ends are not seen, unless a request
+        leaves: the one under way is half over, on average.
+        """
+        if not self._line.sent:
+            return 0.5 * step_s
+        sent_s = self._line.sent_s[0]
+        if self._engine.began_s >= sent_s:
+            return self._engine.began_s
+        if sent_s <= self._engine.iterated_s <= sent_s + step_s:
+            return self._engine.iterated_s
+        return sent_s + 0.5 * step_s
 
     @property
     def kv_tokens(self) -> float:
@@ -59,9 +74,12 @@ class Burst:
                     left.append((entry, needed - chunk))
                 else:
                     done.append(entry)
-            if not (done or left):
+            if done or left:
+                self._iterate(tokens, pairs, position, done)
+            elif self.seconds < 0:
+                self.seconds = 0.0
+            else:
                 return
-            self._iterate(tokens, pairs, position, done)
             under_way = left + under_way[position:]
 
     def _next_fits(self) -> bool:
@@ -69,6 +87,9 @@ class Burst:
         line, engine = self._line, self._engine
         entry = self.taken
         if entry == len(line) or line.count[entry] > 1:
+            return False
+        if self.seconds < 0 and (entry >= line.sent or line.sent_s[entry] > self.seconds):
+            # The iteration had begun when it came.
             return False
         # Without what departs meanwhile: who needs that starts with the next departure, not at once.
         running = len(self._batch) + self.taken
@@ -90,6 +111,9 @@ class Burst:
             + step.kv_token_s * self.kv_tokens
             + step.prefill_pair_s * pairs
         )
+        if done and self.seconds < 0:
+            # It should be over, but has not been seen to be.
+            self.seconds = 0.0
         self._iterations += 1
         self.sequences *= self._stay
         self._brought *= self._stay

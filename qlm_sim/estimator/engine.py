@@ -29,6 +29,10 @@ class Engine:
     """How many requests those rest on."""
     pace: Pace | None = None
     """What it was seen to get done under a waiting line."""
+    iterated_s: float = 0.0
+    """When it was last seen to end an iteration, in seconds from now: not positive ..."""
+    began_s: float = 0.0
+    """... and when it last ended one with a prefill."""
 
     def step_s(self, sequences: float, kv_tokens: float) -> float:
         return self.slowness * decode_step_s(self.profile, sequences, kv_tokens)
@@ -81,8 +85,14 @@ class Line:
     kind: NDArray[np.int64]
     count: Floats
     """Requests per entry: 1 except at the end of a long line."""
-    sent: int = 0
-    """So many at the head are on the engine already."""
+    sent_s: Sequence[float] = ()
+    """When those at the head that are on the engine already were sent, in seconds from now: ascending, not
+    positive."""
+
+    @property
+    def sent(self) -> int:
+        """So many at the head are on the engine already."""
+        return len(self.sent_s)
 
     def __len__(self) -> int:
         return len(self.context)

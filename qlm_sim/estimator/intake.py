@@ -296,9 +296,7 @@ class _Fluid:
         token steps of KV memory, of which p is known.
         """
         mean, second, third, fourth = self._moments
-        if bound is Bound.COMPUTE:
-            return 0.0, 0.0
-        if bound is Bound.SLOTS:
+        if bound is not Bound.MEMORY:
             return 1.0, second / mean**2 - 1
         p, p_squared = self._line.mean(self._line.context), self._line.mean(self._line.context**2)
         taken = p * mean + second / 2

@@ -14,6 +14,7 @@ from qlm_sim.core.plan import GroupService
 from qlm_sim.core.types import ModelOnInstance, Request
 from qlm_sim.estimator.lengths import LengthStatistics, OutputLengths
 from qlm_sim.estimator.pace import Pace
+from qlm_sim.estimator.record import TrackRecord
 from qlm_sim.estimator.speed import EngineClock, SpeedRatio
 from qlm_sim.estimator.steps import decode_step_s, prefill_s
 
@@ -91,6 +92,7 @@ class ServiceEstimator:
         self._prompts: dict[str, tuple[float, float, float]] = {}
         """By model: count, sum and sum of squares of what requests bring along."""
         self._rules: dict[tuple[str, int], tuple[float, RoomRule]] = {}
+        self.record = TrackRecord()
 
     def clock(self, ledger: InstanceLedger) -> EngineClock:
         clock = self._clocks.get(ledger.id)
@@ -101,6 +103,8 @@ class ServiceEstimator:
     def first_token(self, ledger: InstanceLedger, item: Tracked, now: float) -> None:
         clock = self.clock(ledger)
         request = item.request
+        if self.record.awaited:
+            self.record.first_token(request.id, now)
         if request.id not in clock.decoding:
             entry = clock.began(ledger, item, now, self._speeds.get(request.model))
             self.lengths.began(request.id, entry.kind, entry)

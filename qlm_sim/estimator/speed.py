@@ -88,6 +88,10 @@ class EngineClock:
         self._checked_at = 0.0
         self._model: str | None = None
         self._now = 0.0
+        self.iterated_at = 0.0
+        """When an iteration was last seen to end: a request had its first token, or left ..."""
+        self.began_at = 0.0
+        """... and when the first of these was the reason."""
         self._generated = 0.0
         """Steps of the decoding requests since they began, in sum, pauses by preemption left out."""
         self._steps_sum = 0.0
@@ -179,6 +183,7 @@ class EngineClock:
             self.pace = self._paces.setdefault(model, Pace())
             self._checked_at = now
         self._advance(now, profile)
+        self.iterated_at = self.began_at = now
         tokens = item.pulled_context
         if restores(profile, item):
             seconds = tokens * profile.kv_restore_token_s
@@ -211,6 +216,7 @@ class EngineClock:
         if entry is None:
             return None
         self._advance(now, profile)
+        self.iterated_at = now
         own = entry.tokens - entry.began if output_tokens is None else output_tokens - entry.began
         del self.decoding[item.request.id]
         self._generated = max(0.0, self._generated - own)

@@ -15,7 +15,7 @@ import numpy as np
 from qlm_sim.core.forecast import Forecast, Wait
 from qlm_sim.core.groups import GroupKey, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
-from qlm_sim.core.lifecycle import RUNNING, Tracked
+from qlm_sim.core.lifecycle import RUNNING, WAITING, Tracked
 from qlm_sim.core.policy import Order, Standing
 from qlm_sim.core.types import ModelOnInstance
 from qlm_sim.estimator.engine import Batch, Engine, Line
@@ -66,7 +66,7 @@ class WaitEstimator:
             ledger = ledgers[item.instance]
             ahead = self._sent(ledger).index(item)
             wait: Wait = self._line(ledger, item, ahead, order, now).wait(model, ahead, tokens, now)
-            return Forecast(now, ahead, wait, item.deadline)
+            return self._told(item, ahead, wait, now)
         serving = [ledgers[name] for name in standing.instances]
         if not serving:
             return Forecast(now, standing.ahead, Never(), item.deadline)
@@ -76,6 +76,12 @@ class WaitEstimator:
             wait = self._line(serving[0], item, position, order, now).wait(model, position, tokens, now)
         else:
             wait = self._shared(serving, before, standing.ahead, item, order, now)
+        return self._told(item, position, wait, now)
+
+    def _told(self, item: Tracked, position: int, wait: Wait, now: float) -> Forecast:
+        """The forecast as the record of earlier ones corrects it."""
+        keep = item.state is not WAITING or item.group is not None
+        wait = self._service.record.corrected(item, position, wait, now, keep=keep)
         return Forecast(now, position, wait, item.deadline)
 
     def _shared(
@@ -186,7 +192,7 @@ class WaitEstimator:
                 sent = []
             if sent or stretch:
                 running = list(ledger.running.values()) if not number and model == ledger.model else []
-                result, engine = self._intake(ledger, model, running, sent, stretch)
+                result, engine = self._intake(ledger, model, running, sent, stretch, now)
                 visits.append(Visit(model, first, start_s, start_sd_s, result, engine))
                 first += len(sent) + sum(map(len, stretch))
         last = visits[-1].wait(first - 1, 1.0, 0.0)
@@ -206,6 +212,7 @@ class WaitEstimator:
         running: Sequence[Tracked],
         sent: Sequence[Tracked],
         groups: Sequence[RequestGroup],
+        now: float,
     ) -> tuple[Intake, Engine]:
         service = self._service
         profile = ledger.spec.models[model]
@@ -222,7 +229,7 @@ class WaitEstimator:
                 context.append(entry.brought)
                 began.append(entry.began)
                 batch_kind.append(kinds.setdefault(entry.kind, len(kinds)))
-        line = _line(sent, groups, profile, kinds)
+        line = _line(sent, groups, profile, kinds, now)
         engine = Engine(
             profile,
             service.slowness(ledger, model),
@@ -230,6 +237,8 @@ class WaitEstimator:
             [service.lengths.of_kind(kind) for kind in kinds],
             service.lengths.of_model(model).count,
             service.pace(ledger, model),
+            clock.iterated_at - now,
+            clock.began_at - now,
         )
         batch = Batch(
             np.array(generated),
@@ -246,6 +255,7 @@ def _line(
     groups: Sequence[RequestGroup],
     profile: ModelOnInstance,
     kinds: dict[LengthKind, int],
+    now: float,
 ) -> Line:
     """The queue as columns. ``kinds`` is added to."""
     context: list[float] = []
@@ -280,7 +290,7 @@ def _line(
         np.array(prefill, dtype=float),
         np.array(kind, dtype=np.int64),
         np.array(count, dtype=float),
-        len(sent),
+        [item.pulled_at - now for item in sent],
     )
 
 

@@ -23,7 +23,7 @@ class HandMadeEngine:
     def start(self, name, prompt=100):
         item = Tracked(self._make_request(name, prompt=prompt))
         item.state = State.RUNNING
-        self.ledger.pulled(item)
+        self.ledger.pulled(item, self.now)
         self.estimator.first_token(self.ledger, item, self.now)
         self.ledger.began_decoding(item, self.now)
         self.items[name] = (item, 1)

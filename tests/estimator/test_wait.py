@@ -44,7 +44,7 @@ class Scene:
         for i in range(running + sent):
             item = Tracked(make_request(f"run{i}-{id(self)}"))
             item.state, item.instance = State.RUNNING, spec.id
-            self.ledger.pulled(item)
+            self.ledger.pulled(item, 0.0)
             if i < running:
                 self.service.first_token(self.ledger, item, 0.0)
                 self.ledger.began_decoding(item, 0.0)
@@ -207,6 +207,22 @@ def test_requests_on_the_engine_come_before_the_queue(make_scene):
     assert [forecast.position for forecast in (*sent, last)] == [0, 1, 2, 3]
     means = [forecast.mean_s for forecast in (*sent, last)]
     assert means == sorted(means)
+
+
+def test_a_prompt_under_way_is_waited_for_no_longer_than_it_takes(make_scene, make_request):
+    """Ten chunks of prompt were sent 0.5 s ago: what is left of them is told, not all of them."""
+    scene = make_scene(running=2, waiting=1, kv_capacity_tokens=10**6, max_num_seqs=64)
+    profile = scene.ledger.profile
+    item = Tracked(make_request("long", prompt=10 * profile.max_num_batched_tokens))
+    item.state, item.instance = State.RUNNING, scene.ledger.id
+    scene.ledger.pulled(item, 1.0)
+    # Each of the iterations decodes as well.
+    full_s = prefill_s(profile, item.context_tokens, 2) + 10.5 * decode_step_s(profile, 2, 202)
+    assert scene.forecast(item, 1.0).mean_s == pytest.approx(full_s, rel=0.02)
+    assert scene.forecast(item, 1.5).mean_s == pytest.approx(full_s - 0.5, rel=0.02)
+    # Others that leave meanwhile do not begin it anew.
+    scene.service.left(scene.ledger, next(iter(scene.ledger.running.values())), 1.9, None)
+    assert scene.forecast(item, 2.0).mean_s == pytest.approx(full_s - 1.0, rel=0.02)
 
 
 def test_where_engines_go_by_deadline_so_do_forecasts(make_scene):
