@@ -10,6 +10,7 @@ many independent scores.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,11 +110,15 @@ class TrackRecord:
 
     def corrected(self, item: Tracked, ahead: int, wait: Wait, now: float, *, keep: bool) -> Wait:
         """``wait``, told of ``item``, corrected. ``keep``: it is to be scored once it is over."""
+        depth = item.request.model, item.request.slo_class, (ahead + 1).bit_length()
+        near = self._near(depth)
+        if not (keep or near):
+            return wait
         median_s = wait.quantile(0.5)
         least_s = max(_LEAST_SIDE * median_s, 1e-6)
         told = _Told(
             now,
-            (item.request.model, item.request.slo_class, (ahead + 1).bit_length()),
+            depth,
             wait.mean_s,
             median_s,
             max(least_s, (wait.quantile(0.9) - median_s) / _Z90),
@@ -121,7 +126,16 @@ class TrackRecord:
         )
         if keep and item.request.id not in self.awaited and self._has_place(now):
             self.awaited[item.request.id] = told
-        return Corrected(told, self._correction(told.depth))
+        return Corrected(told, self._correction(depth, near)) if near else wait
+
+    def _near(self, depth: tuple[str, str, int]) -> "list[tuple[float, _Scores]]":
+        """The scores of that depth and of those beside it, with what each of them counts for."""
+        model, slo_class, octave = depth
+        return [
+            (NEIGHBOUR ** abs(other - octave), scores)
+            for other in range(octave - 3, octave + 4)
+            if (scores := self._scores.get((model, slo_class, other))) is not None
+        ]
 
     def _has_place(self, now: float) -> bool:
         if len(self.awaited) >= MOST_OPEN:
@@ -148,13 +162,7 @@ class TrackRecord:
         scores.rows.append((weight, told.score(waited_s), told.mean_s, waited_s))
         scores.count += 1
 
-    def _correction(self, depth: tuple[str, str, int]) -> Correction:
-        model, slo_class, octave = depth
-        near = [
-            (NEIGHBOUR ** abs(other - octave), scores)
-            for other in range(octave - 3, octave + 4)
-            if (scores := self._scores.get((model, slo_class, other))) is not None
-        ]
+    def _correction(self, depth: tuple[str, str, int], near: "Sequence[tuple[float, _Scores]]") -> Correction:
         count = sum(scores.count for _, scores in near)
         known = self._corrections.get(depth)
         if known is not None and count < known[0]:
