@@ -1,8 +1,8 @@
 """Ledgers and groups, seen as the solver's problem: relative times, expected service, free room."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import ceil, exp, log
+from dataclasses import replace
+from math import ceil, log
 
 from qlm_sim.core.groups import GroupKey, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
@@ -159,37 +159,6 @@ class SnapshotTaker:
         each = max(1.0, ledger.context_tokens / len(ledger.running)) if ledger.running else 256.0
         full = max(1.0, min(profile.max_num_seqs, profile.kv_capacity_tokens / each))
         return _throughput(profile, min(running, full), each) / _throughput(profile, full, each)
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """What a visit to a model would be: how long to stay, and what it gets done."""
-
-    stay_s: float
-    """Seconds from the end of the swap."""
-    rate: float
-    """Work done per second, the swap's time included, as a share of a full batch's."""
-
-
-def best_visit(service: GroupService, requests: int, overhead_s: float) -> Visit:
-    """The visit that gets most done per second.
-
-    A visit costs ``overhead_s``, then prefills what waits, runs a full batch as long as there is one,
-    and after that the batch decays as requests finish, with time constant batch · decode_s. Like a
-    forager, an instance should leave its model when its rate falls below what the next one offers on
-    the whole (marginal value theorem, Charnov 1976).
-    """
-    batch = service.batch
-    full_s = requests * service.prefill_s + max(0.0, requests - batch) * service.decode_s
-    decay_s = batch * service.decode_s
-    share = min(1.0, requests / batch)
-    best = Visit(0.0, 0.0)
-    for decays in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0):
-        stay_s = full_s + decays * decay_s
-        rate = (full_s + share * decay_s * (1 - exp(-decays))) / (overhead_s + stay_s)
-        if rate > best.rate:
-            best = Visit(stay_s, rate)
-    return best
 
 
 def _throughput(profile: ModelOnInstance, sequences: float, kv_each: float) -> float:

@@ -1,0 +1,169 @@
+"""Visits: how long an instance stays with the loaded model before it goes on to the next one.
+
+A deadline may force it to leave. Otherwise work decides: a visit is left when the next one gets more done per
+second, its swap included; or, for groups that have nothing to win any more, when it has been long enough that
+swaps cost little.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import exp
+
+from qlm_sim.core.deadlines import Alarms
+from qlm_sim.core.groups import RequestGroup
+from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.plan import GroupService
+from qlm_sim.policies.snapshot import SnapshotTaker
+
+_NEVER = float("inf")
+FAIRNESS_SHARE = 0.05
+"""Share of an instance's time that swaps may take for the sake of those who have nothing to win any more."""
+MARGIN_S, MARGIN_SHARE = 1.0, 0.2
+"""Time kept in hand before a deadline: seconds, and a share of the work that comes before it."""
+SHORT_QUEUE = 8
+"""Up to so many groups, a queue is looked through whenever it matters ..."""
+OUTLOOK_S = 0.25
+"""... and a longer one so seldom, unless its groups change."""
+
+
+def margin_s(ahead_s: float) -> float:
+    """Seconds kept in hand before a deadline that lies ``ahead_s`` of work away."""
+    return MARGIN_S + MARGIN_SHARE * ahead_s
+
+
+class Visits:
+    """Says, for each instance, whether it is time to leave, and when it will be if nothing changes."""
+
+    def __init__(self, snapshot: SnapshotTaker) -> None:
+        self._snapshot = snapshot
+        self._leave_at = Alarms()
+        """By instance: when a deadline will force it to another model, if nothing changes."""
+        self._outlooks: dict[str, _Outlook] = {}
+        self.miss_share = 0.0
+        """Share of the requests that can still be met which the plan in force expects to miss."""
+
+    @property
+    def next_at(self) -> float:
+        """The first time at which an instance will have to leave; infinity for never."""
+        return self._leave_at.next_at
+
+    def due(self, now: float) -> Iterable[str]:
+        """Instances whose time to leave has come."""
+        return self._leave_at.due(now)
+
+    def goes_on(self, ledger: InstanceLedger) -> None:
+        """The instance has what its queue wants."""
+        self._leave_at.set(ledger.id, _NEVER)
+
+    def should_end(
+        self, ledger: InstanceLedger, queue: list[RequestGroup], resident: RequestGroup | None, now: float
+    ) -> bool:
+        """Whether to leave the loaded model for that of the first group of the queue.
+
+        ``resident``: the first one of the loaded model, further back.
+        """
+        outlook = self._outlook(ledger, queue, now)
+        model, service = outlook.model, outlook.service
+        overhead_s = self._snapshot.leave_s(ledger, now) + ledger.swap_s(model)
+        rate = best_rate(service, outlook.requests, overhead_s)
+        # A model serves for as long as loading it took, so that swaps never take more than half the time.
+        settled_at = now
+        if ledger.running or outlook.joining:
+            settled_at = max(now, ledger.loaded_at + ledger.swap_s(ledger.model or model))
+        leave_at = _NEVER
+        # What was just pulled has its first token first: else it would be taken off again for nothing.
+        if not ledger.prefilling_tokens and rate > self._snapshot.batch_use(ledger, outlook.joining):
+            leave_at = now
+        else:
+            # The time that the swap takes could serve others, of whom that share is about to miss.
+            lost = self.miss_share * overhead_s / (service.prefill_s + service.decode_s)
+            if outlook.undecided > lost:
+                leave_at = outlook.latest_at - (1 + MARGIN_SHARE) * overhead_s
+            if resident is not None:
+                leave_at = min(leave_at, ledger.loaded_at + overhead_s / FAIRNESS_SHARE)
+        leave_at = max(leave_at, settled_at)
+        self._leave_at.set(ledger.id, leave_at if leave_at > now else _NEVER)
+        return leave_at <= now
+
+    def _outlook(self, ledger: InstanceLedger, queue: list[RequestGroup], now: float) -> "_Outlook":
+        """What the queue holds for the model of its first group."""
+        known = self._outlooks.get(ledger.id)
+        if (
+            known is not None
+            and len(queue) > SHORT_QUEUE
+            and now - known.made_at < OUTLOOK_S
+            and known.queue == queue
+        ):
+            return known
+        first = queue[0].key.model
+        requests = undecided = joining = 0
+        clock_s = 0.0
+        free = 1.0
+        model = first
+        latest_at = _NEVER
+        for group in queue:
+            service = self._snapshot.service_on(ledger, group)
+            if group.key.model != model:
+                model = group.key.model
+                clock_s += ledger.swap_s(model)
+                free = 1.0
+            if not group.key.decided and model != ledger.model:
+                start_s = clock_s + service.prefill_s
+                if model == first:
+                    undecided += len(group)
+                if model == first or group.first_deadline > now + start_s:
+                    latest_at = min(latest_at, group.first_deadline - start_s - margin_s(start_s))
+            if model == first:
+                requests += len(group)
+            elif model == ledger.model:
+                joining += len(group)
+            behind = len(group) - free * service.batch
+            clock_s += len(group) * service.prefill_s
+            if behind > 0:
+                clock_s += behind * service.decode_s
+                free = 0.0
+            else:
+                free -= len(group) / service.batch
+        service = self._snapshot.service_on(ledger, queue[0])
+        outlook = _Outlook(queue[:], now, first, service, requests, undecided, joining, latest_at)
+        self._outlooks[ledger.id] = outlook
+        return outlook
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What a visit to the model of a queue's first group would be for."""
+
+    queue: list[RequestGroup]
+    """The queue as it was."""
+    made_at: float
+    model: str
+    service: GroupService
+    """Of the first group."""
+    requests: int
+    """Of that model ..."""
+    undecided: int
+    """... and those of them whose SLO can still be met."""
+    joining: int
+    """Of the loaded model, further back."""
+    latest_at: float
+    """When the instance should have cleared its batch and loaded the model at the latest: before the first
+    deadline that would be missed, with time in hand."""
+
+
+def best_rate(service: GroupService, requests: int, overhead_s: float) -> float:
+    """Work done per second of the visit that gets most done, its swap included, as a share of a full batch's.
+
+    A visit costs ``overhead_s``, then prefills what waits, runs a full batch as long as there is one,
+    and after that the batch decays as requests finish, with time constant batch · decode_s. Like a
+    forager, an instance should leave its model when its rate falls below what the next one offers on
+    the whole (marginal value theorem, Charnov 1976).
+    """
+    batch = service.batch
+    full_s = requests * service.prefill_s + max(0.0, requests - batch) * service.decode_s
+    decay_s = batch * service.decode_s
+    share = min(1.0, requests / batch)
+    return max(
+        (full_s + share * decay_s * (1 - exp(-decays))) / (overhead_s + full_s + decays * decay_s)
+        for decays in (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+    )
