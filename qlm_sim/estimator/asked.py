@@ -13,8 +13,8 @@ from qlm_sim.estimator.service import ServiceEstimator
 class AskedEstimator(ServiceEstimator):
     """Decisions ask it; questions ask ``questions``."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, paces: bool = True) -> None:
+        super().__init__(paces)
         self.questions = ServiceEstimator()
 
     def first_token(self, ledger: InstanceLedger, item: Tracked, now: float) -> None:

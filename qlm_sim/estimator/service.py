@@ -5,7 +5,9 @@ the paper's Σ O_i / Θ taken per request: Θ, the token throughput, is batch / 
 request's decoding takes O / Θ of the engine.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 from qlm_sim.core.groups import RequestGroup, prompt_band
 from qlm_sim.core.instances import InstanceLedger
@@ -79,88 +81,92 @@ def group_service(
     )
 
 
+class _Learnt:
+    """Of one model, on all instances."""
+
+    __slots__ = ("count", "pace", "rules", "speed", "total", "total_squared")
+
+    def __init__(self) -> None:
+        self.speed: SpeedRatio | None = None
+        """Of the instance that last told."""
+        self.pace: tuple[ModelOnInstance, Pace] | None = None
+        """What an instance got done, and its profile: the one that saw most."""
+        self.count, self.total, self.total_squared = _PRIOR_PROMPTS
+        """Of what requests bring along."""
+        self.rules: dict[int, tuple[float, RoomRule]] = {}
+        """By KV capacity, and believed until so many requests have begun."""
+
+
 class ServiceEstimator:
     """Learns output lengths and engine speeds, and says what they mean. Implements core's Estimator."""
 
-    def __init__(self) -> None:
+    def __init__(self, paces: bool = True) -> None:
+        """``paces``: watch what engines get done under a waiting line, which only forecasts ask for."""
         self.lengths = OutputLengths()
-        self._clocks: dict[str, EngineClock] = {}
-        self._speeds: dict[str, SpeedRatio] = {}
-        """By model: the speed of the instance that last told."""
-        self._paces: dict[str, tuple[ModelOnInstance, Pace]] = {}
-        """By model: what an instance got done, and its profile."""
-        self._prompts: dict[str, tuple[float, float, float]] = {}
-        """By model: count, sum and sum of squares of what requests bring along."""
-        self._rules: dict[tuple[str, int], tuple[float, RoomRule]] = {}
+        self._clocks: defaultdict[str, EngineClock] = defaultdict(partial(EngineClock, paces))
+        self._learnt: defaultdict[str, _Learnt] = defaultdict(_Learnt)
         self.record = TrackRecord()
 
     def clock(self, ledger: InstanceLedger) -> EngineClock:
-        clock = self._clocks.get(ledger.id)
-        if clock is None:
-            clock = self._clocks[ledger.id] = EngineClock()
-        return clock
+        return self._clocks[ledger.id]
 
     def first_token(self, ledger: InstanceLedger, item: Tracked, now: float) -> None:
-        clock = self.clock(ledger)
+        clock = self._clocks[ledger.id]
         request = item.request
         if self.record.awaited:
             self.record.first_token(request.id, now)
         if request.id not in clock.decoding:
-            entry = clock.began(ledger, item, now, self._speeds.get(request.model))
+            learnt = self._learnt[request.model]
+            entry = clock.began(ledger, item, now, learnt.speed)
             self.lengths.began(request.id, entry.kind, entry)
-            count, total, squared = self._prompts.get(request.model, _PRIOR_PROMPTS)
             tokens = item.pulled_context
-            self._prompts[request.model] = (count + 1, total + tokens, squared + tokens * tokens)
+            learnt.count += 1
+            learnt.total += tokens
+            learnt.total_squared += tokens * tokens
 
     def finished(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int) -> None:
-        clock = self.clock(ledger)
-        if item.request.id not in clock.decoding:
+        if item.request.id not in self._clocks[ledger.id].decoding:
             # Its first token and its last came in the same instant.
             self.first_token(ledger, item, now)
-        self._ended(clock, ledger, item, now, output_tokens, True)
+        self._ended(ledger, item, now, output_tokens, finished=True)
 
     def left(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None) -> None:
-        self._ended(self.clock(ledger), ledger, item, now, output_tokens, False)
+        self._ended(ledger, item, now, output_tokens, finished=False)
 
     def _ended(
-        self,
-        clock: EngineClock,
-        ledger: InstanceLedger,
-        item: Tracked,
-        now: float,
-        output_tokens: int | None,
-        finished: bool,
+        self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None, *, finished: bool
     ) -> None:
         request = item.request
-        entry = clock.ended(ledger.spec.models[request.model], item, now, output_tokens)
+        clock = self._clocks[ledger.id]
+        entry = clock.ended(item, now, output_tokens)
         if entry is not None:
-            self._speeds[request.model] = clock.ratio
-            best = self._paces.get(request.model)
-            if best is None or clock.pace.steps > best[1].steps:
-                self._paces[request.model] = ledger.spec.models[request.model], clock.pace
+            learnt = self._learnt[request.model]
+            learnt.speed = clock.ratio
+            pace = clock.pace
+            if pace is not None and (learnt.pace is None or pace.steps > learnt.pace[1].steps):
+                learnt.pace = ledger.spec.models[request.model], pace
             tokens = entry.tokens if output_tokens is None else output_tokens
             self.lengths.ended(request.id, entry.kind, tokens, finished=finished)
 
     def reported(self, ledger: InstanceLedger, now: float) -> None:
         if ledger.model is not None and ledger.reported is not None:
-            self.clock(ledger).reported(ledger, ledger.reported, now)
+            self._clocks[ledger.id].reported(ledger, ledger.reported, now)
 
     def slowness(self, ledger: InstanceLedger, model: str) -> float:
         """Seconds that the instance takes of ``model`` per second of its profile."""
-        speed = self.clock(ledger).speed_of(model) or self._speeds.get(model)
+        speed = self._clocks[ledger.id].speed_of(model) or self._learnt[model].speed
         return speed.value if speed is not None else 1.0
 
     def pace(self, ledger: InstanceLedger, model: str) -> Pace | None:
         """What the instance was seen to get done of ``model``, or one with the same profile that saw more."""
-        own = self.clock(ledger).pace_of(model)
-        best = self._paces.get(model)
+        own = self._clocks[ledger.id].pace_of(model)
+        best = self._learnt[model].pace
         if best is None or best[0] != ledger.spec.models[model]:
             return own
         return own if own is not None and own.steps >= best[1].steps else best[1]
 
     def generated_tokens(self, ledger: InstanceLedger, now: float) -> float:
-        profile = ledger.profile
-        return self.clock(ledger).generated(now, profile) if profile is not None else 0.0
+        return self._clocks[ledger.id].generated(now)
 
     def token_s(self, ledger: InstanceLedger) -> float:
         """Seconds between two tokens of a request that decodes there now."""
@@ -176,9 +182,8 @@ class ServiceEstimator:
         running = len(ledger.running)
         if model is None or not running:
             return 0.0
-        profile = ledger.spec.models[model]
-        rule = self.room_rule(model, profile.kv_capacity_tokens)
-        return rule.growth_tokens(running, self.clock(ledger).generated(now, profile))
+        rule = self.room_rule(model, ledger.spec.models[model].kv_capacity_tokens)
+        return rule.growth_tokens(running, self._clocks[ledger.id].generated(now))
 
     def band(self, request: Request) -> int:
         """Requests of different bands are in different groups: mega-prompts are apart."""
@@ -201,14 +206,15 @@ class ServiceEstimator:
         the level up to which it is filled by an exponential with mean E[(p + O)²] / 2p (heavy-traffic
         limit of a reflected walk). Twice that is kept free.
         """
-        count, total, total_squared = self._prompts.get(model, _PRIOR_PROMPTS)
-        known = self._rules.get((model, capacity_tokens))
-        if known is not None and count < known[0]:
+        learnt = self._learnt[model]
+        known = learnt.rules.get(capacity_tokens)
+        if known is not None and learnt.count < known[0]:
             return known[1]
         lengths = self.lengths.of_model(model)
-        mean, prompt = lengths.mean, total / count
-        exceeds = (total_squared / count + 2 * prompt * mean + lengths.second_moment) / (2 * prompt)
+        mean, prompt = lengths.mean, learnt.total / learnt.count
+        squared = learnt.total_squared / learnt.count
+        exceeds = (squared + 2 * prompt * mean + lengths.second_moment) / (2 * prompt)
         rule = RoomRule(min(RESERVE_EXCESSES * exceeds, capacity_tokens / 4), mean)
         # Believed until a twentieth more requests have begun.
-        self._rules[model, capacity_tokens] = (count * 1.05, rule)
+        learnt.rules[capacity_tokens] = (learnt.count * 1.05, rule)
         return rule

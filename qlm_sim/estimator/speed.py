@@ -12,7 +12,7 @@ import math
 from qlm_sim.core.events import EngineReported
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
-from qlm_sim.core.types import ModelOnInstance
+from qlm_sim.core.types import ModelOnInstance, StepCost
 from qlm_sim.estimator.lengths import LengthKind, kind_of
 from qlm_sim.estimator.pace import Pace
 from qlm_sim.estimator.steps import prefill_s, restores
@@ -71,7 +71,8 @@ class Decoding:
 class EngineClock:
     """Decode steps of one engine. All changes of its batch must be told, in order of time."""
 
-    def __init__(self) -> None:
+    def __init__(self, paces: bool = True) -> None:
+        """``paces``: keep a Pace for each model."""
         self.decoding: dict[str, Decoding] = {}
         self.ratio = SpeedRatio()
         self.elapsed = 0.0
@@ -82,11 +83,14 @@ class EngineClock:
         """Steps made, by the ratio known at each time."""
         self.preemptions = 0
         """As last reported."""
-        self.pace = Pace()
+        self.pace = Pace() if paces else None
+        """Of the model that last began to decode, as ``ratio`` is."""
         self._ratios: dict[str, SpeedRatio] = {}
         self._paces: dict[str, Pace] = {}
         self._checked_at = 0.0
         self._model: str | None = None
+        self._step: StepCost | None = None
+        """Of that model."""
         self._now = 0.0
         self.iterated_at = 0.0
         """When an iteration was last seen to end: a request had its first token, or left ..."""
@@ -109,9 +113,10 @@ class EngineClock:
     def pace_of(self, model: str) -> Pace | None:
         return self._paces.get(model)
 
-    def generated(self, now: float, profile: ModelOnInstance) -> float:
+    def generated(self, now: float) -> float:
         """Tokens that the decoding requests have generated in their present attempts."""
-        self._advance(now, profile)
+        if now > self._now:
+            self._advance(now)
         return self._generated + len(self.decoding)
 
     @property
@@ -120,31 +125,40 @@ class EngineClock:
         counted = len(self.decoding) * self.steps - self._steps_sum
         return max(0.0, self._generated / counted) if counted > 0 else 1.0
 
-    def _advance(self, now: float, profile: ModelOnInstance) -> None:
-        count = len(self.decoding)
-        if count and now > self._now:
-            going = count - self._preempted
-            seconds = now - self._now
-            kv_tokens = (self._brought + self._generated + count) * going / count
-            elapsed = seconds / _step_s(profile, going, kv_tokens)
-            steps = elapsed / self.ratio.value
-            self.pace.decoded(steps, seconds / self.ratio.value, going, kv_tokens)
+    def _decode(self) -> tuple[int, float, float]:
+        """What decodes now, without the preempted: sequences, their KV tokens, and the profile's seconds of
+        a step."""
+        step = self._step
+        assert step is not None
+        going = count = len(self.decoding)
+        kv_tokens = self._brought + self._generated + count
+        if self._preempted:
+            going -= self._preempted
+            kv_tokens *= going / count
+        return going, kv_tokens, step.base_s(going) + step.seq_s * going + step.kv_token_s * kv_tokens
+
+    def _advance(self, now: float) -> None:
+        if self.decoding and now > self._now:
+            going, kv_tokens, step_s = self._decode()
+            seconds, ratio = now - self._now, self.ratio.value
+            elapsed = seconds / step_s
+            steps = elapsed / ratio
             self.elapsed += elapsed
             self.steps += steps
             self._generated += going * steps
+            if self.pace is not None:
+                self.pace.decoded(steps, seconds / ratio, going, kv_tokens)
         self._now = now
 
-    def _prefilled(self, profile: ModelOnInstance, seconds: float, alone_s: float | None = None) -> None:
-        """Prefills took that much of the time that has passed. ``alone_s``: in an iteration of their own;
-        None for those of requests that were preempted."""
-        count = len(self.decoding)
-        if count:
-            going = count - self._preempted
-            kv_tokens = (self._brought + self._generated + count) * going / count
-            steps = seconds / _step_s(profile, going, kv_tokens)
-            self.prefills += steps
-            self.steps -= steps
-            self._generated = max(0.0, self._generated - steps * count)
+    def _prefilled(self, seconds: float, alone_s: float | None = None) -> None:
+        """Prefills took that much of the time that has passed, in which something decoded. ``alone_s``: in an
+        iteration of their own; None for those of requests that were preempted."""
+        going, kv_tokens, step_s = self._decode()
+        steps = seconds / step_s
+        self.prefills += steps
+        self.steps -= steps
+        self._generated = max(0.0, self._generated - steps * len(self.decoding))
+        if self.pace is not None:
             if alone_s is None:
                 # The time stays with decoding, which has to pay for it.
                 seconds = 0.0
@@ -154,15 +168,15 @@ class EngineClock:
 
     def reported(self, ledger: InstanceLedger, report: EngineReported, now: float) -> None:
         """Put the counts right by what the engine, which has a model, says of now."""
-        profile = ledger.spec.models[ledger.model or ""]
-        self._advance(now, profile)
+        self._advance(now)
         count = len(self.decoding)
         again = report.preemptions - self.preemptions
         self.preemptions = report.preemptions
         if again > 0 and count:
             # Preempted requests are computed again, with all that they had generated.
             tokens = report.kv_tokens / max(1, report.running)
-            self._prefilled(profile, again * prefill_s(profile, tokens, count))
+            profile = ledger.spec.models[ledger.model or ""]
+            self._prefilled(again * prefill_s(profile, tokens, count))
         self._preempted = min(max(0, count - report.running), count - 1) if count else 0
         if count and report.running and len(ledger.running) == count:
             # All that the engine has began to decode once, so the tokens of those that are not preempted
@@ -175,64 +189,67 @@ class EngineClock:
         model = item.request.model
         profile = ledger.spec.models[model]
         if model != self._model:
-            self._model = model
-            ratio = self._ratios.get(model)
-            if ratio is None:
-                ratio = self._ratios[model] = SpeedRatio(start.value if start is not None else 1.0)
-            self.ratio = ratio
-            self.pace = self._paces.setdefault(model, Pace())
-            self._checked_at = now
-        self._advance(now, profile)
+            self._turn_to(model, profile, now, start)
+        self._advance(now)
         self.iterated_at = self.began_at = now
         tokens = item.pulled_context
+        beside = len(self.decoding)
         if restores(profile, item):
-            seconds = tokens * profile.kv_restore_token_s
-            self._prefilled(profile, seconds, seconds)
+            if beside:
+                seconds = tokens * profile.kv_restore_token_s
+                self._prefilled(seconds, seconds)
         else:
             # Prompts that share an iteration share its base time.
             before = self._prompt_tokens if self._prefilled_at >= now else 0
-            beside = len(self.decoding)
-            together = before + ledger.prefilling_tokens
-            seconds = prefill_s(profile, tokens, beside, together)
-            self._prefilled(profile, seconds, prefill_s(profile, tokens, beside))
+            if beside:
+                together = before + ledger.prefilling_tokens
+                alone_s = None if self.pace is None else prefill_s(profile, tokens, beside)
+                self._prefilled(prefill_s(profile, tokens, beside, together), alone_s)
             self._prefilled_at, self._prompt_tokens = now, before + tokens
-        if not item.output_tokens:
+        if self.pace is not None and not item.output_tokens:
             arrived_at = item.request.arrived_at
             waited = arrived_at <= self._checked_at and now - arrived_at > WAITED_PREFILLS * prefill_s(
                 profile, tokens
             )
-            self.pace.check(waited, len(self.decoding))
+            self.pace.check(waited, beside)
             self._checked_at = now
         entry = self.decoding[item.request.id] = Decoding(self, item)
         self._brought += entry.brought
         self._steps_sum += entry.steps
         return entry
 
-    def ended(
-        self, profile: ModelOnInstance, item: Tracked, now: float, output_tokens: int | None
-    ) -> Decoding | None:
+    def _turn_to(self, model: str, profile: ModelOnInstance, now: float, start: SpeedRatio | None) -> None:
+        self._model = model
+        self._step = profile.step
+        ratio = self._ratios.get(model)
+        if ratio is None:
+            ratio = self._ratios[model] = SpeedRatio(start.value if start is not None else 1.0)
+        self.ratio = ratio
+        if self.pace is not None:
+            self.pace = self._paces.setdefault(model, Pace())
+        self._checked_at = now
+
+    def ended(self, item: Tracked, now: float, output_tokens: int | None) -> Decoding | None:
         """``item`` leaves, ``output_tokens`` generated, where that is known. None if it never decoded."""
-        entry = self.decoding.get(item.request.id)
+        decoding = self.decoding
+        entry = decoding.get(item.request.id)
         if entry is None:
             return None
-        self._advance(now, profile)
+        self._advance(now)
         self.iterated_at = now
         own = entry.tokens - entry.began if output_tokens is None else output_tokens - entry.began
-        del self.decoding[item.request.id]
-        self._generated = max(0.0, self._generated - own)
-        self._brought -= entry.brought
-        self._steps_sum -= entry.steps
-        self.pace.ended()
-        self._preempted = min(self._preempted, max(0, len(self.decoding) - 1))
-        if not self.decoding:
+        del decoding[item.request.id]
+        if decoding:
+            self._generated = max(0.0, self._generated - own)
+            self._steps_sum -= entry.steps
+        else:
             self._generated = self._steps_sum = 0.0
+        self._brought -= entry.brought
+        if self._preempted:
+            self._preempted = min(self._preempted, max(0, len(decoding) - 1))
+        if self.pace is not None:
+            self.pace.ended()
         if output_tokens is not None and own > 0 and entry.preemptions == self.preemptions:
             # One that may have been preempted tells nothing of the speed.
             self.ratio.observe(self.elapsed - entry.elapsed, own + self.prefills - entry.prefills)
         return entry
-
-
-def _step_s(profile: ModelOnInstance, sequences: int, kv_tokens: float) -> float:
-    """As ``decode_step_s``, of one sequence at least."""
-    step = profile.step
-    return step.base_s(sequences) + step.seq_s * sequences + step.kv_token_s * kv_tokens

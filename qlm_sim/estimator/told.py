@@ -21,9 +21,9 @@ SLACK = 0.03
 class ToldEstimator(ServiceEstimator):
     """A ServiceEstimator with true output lengths in place of learnt ones."""
 
-    def __init__(self, output_tokens: Mapping[str, int]) -> None:
+    def __init__(self, output_tokens: Mapping[str, int], paces: bool = True) -> None:
         """``output_tokens``: true output length by request id, of every request that will arrive."""
-        super().__init__()
+        super().__init__(paces)
         self._output_tokens = output_tokens
 
     def band(self, request: Request) -> int:

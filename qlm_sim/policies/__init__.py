@@ -108,11 +108,12 @@ POLICIES: dict[str, PolicyEntry] = {
 
 
 def _estimator(policy: str, settings: SchedulerSettings) -> ServiceEstimator:
+    paces = settings.admission is not None
     if not POLICIES[policy].told:
-        return AskedEstimator() if settings.forecasts else ServiceEstimator()
+        return AskedEstimator(paces) if settings.forecasts else ServiceEstimator(paces)
     if settings.output_tokens is None:
         raise InputError(f"{policy}: an upper bound, which runs where output lengths are known in advance")
-    return ToldEstimator(settings.output_tokens)
+    return ToldEstimator(settings.output_tokens, paces or settings.forecasts)
 
 
 def make_core(policy: str, instances: Sequence[InstanceSpec], settings: SchedulerSettings) -> QueueManager:

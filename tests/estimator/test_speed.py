@@ -129,5 +129,4 @@ def test_a_report_tells_what_preempted_requests_left_behind(make_engine):
     running = [engine.items[name][0] for name in ("r0", "r1")]
     engine.report(running, preemptions=2)
     clock = engine.estimator.clock(engine.ledger)
-    profile = engine.ledger.profile
-    assert clock.generated(engine.now, profile) == pytest.approx(4 * 161, rel=0.01)
+    assert clock.generated(engine.now) == pytest.approx(4 * 161, rel=0.01)

@@ -6,7 +6,7 @@ from qlm_sim.cluster.simulation import simulate
 from qlm_sim.core.types import SloClass
 from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.models.engine_config import EngineConfig
-from qlm_sim.policies import SchedulerSettings, make_core, qlm
+from qlm_sim.policies import SchedulerSettings, make_core, virtual_queues
 from qlm_sim.solver.inline import InlineSolver
 from qlm_sim.solver.search import solve
 from qlm_sim.workload.workload import Workload
@@ -45,12 +45,12 @@ def test_who_was_late_has_a_turn_again(make_instance):
     """Its patience is 60 s, so after 120 s its turns come close together. And most are met at once, where
     earliest deadline first lets all wait alike."""
     longest_s, met = longest_wait_s(make_instance())
-    assert longest_s < 4 * qlm.PATIENCE_SLOS * SLO_S
+    assert longest_s < 4 * virtual_queues.PATIENCE_SLOS * SLO_S
     _, met_by_edf = longest_wait_s(make_instance(), "edf")
     assert met > 4 * met_by_edf
 
 
 def test_without_turns_the_first_who_was_late_would_wait_for_the_end(make_instance, monkeypatch):
-    monkeypatch.setattr(qlm, "PATIENCE_SLOS", 1e9)
+    monkeypatch.setattr(virtual_queues, "PATIENCE_SLOS", 1e9)
     longest_s, _ = longest_wait_s(make_instance())
     assert longest_s > 0.8 * SPAN_S
