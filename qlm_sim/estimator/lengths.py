@@ -8,6 +8,7 @@ kind of request (``LengthKind``), each leaning on its SLO class, that on its mod
 as long as it has seen little.
 """
 
+from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ TAIL_REQUESTS = 0.5, 4.0
 """So many at least, however few get that far, for a model and for what leans on it: or one request of a
 hundred times the mean, in thousands, would rule the second moment."""
 MEMORY_REQUESTS = 20_000
-"""What was learnt counts half from here on, so that a changing workload is followed."""
+"""What was learnt of a model counts half from here on, so that a changing workload is followed."""
 LONGEST_CAP = 1024
 """``max_tokens`` above this says little of an output's length; up to it, requests are kept apart."""
 
@@ -145,66 +146,65 @@ class Generating(Protocol):
         ...
 
 
+class _Seen:
+    """What was seen of the requests of one kind."""
+
+    __slots__ = ("ends", "events", "finished", "leaves", "levels", "running", "tokens")
+
+    def __init__(self, levels: "tuple[_Level, _Level, _Level]") -> None:
+        self.levels = levels
+        """Those of its model, of its class and its own."""
+        bins = len(EDGES) - 1
+        self.ends = array("d", bytes(8 * bins))
+        """Requests that finished in the bin ..."""
+        self.tokens = array("d", bytes(8 * bins))
+        """... and their tokens in sum."""
+        self.leaves = array("d", bytes(8 * bins))
+        """Those and the ones whose observation ends in the bin, less those whose begins there."""
+        self.finished = 0.0
+        self.events = 0
+        self.running: dict[str, Generating] = {}
+        """Those that decode, by id."""
+
+    def forget_half(self) -> None:
+        self.finished /= 2
+        for column in (self.ends, self.tokens, self.leaves):
+            column[:] = array("d", [value / 2 for value in column])
+
+
 class _Level:
-    """What was seen of the requests of one kind, class or model."""
+    """The length distribution of one kind, class or model."""
 
     def __init__(self, wider: "_Level | None", cap_tokens: int) -> None:
-        bins = len(EDGES) - 1
         self._wider = wider
-        self._cap_bin = bisect_left(EDGES, cap_tokens) - 1 if cap_tokens else bins
-        self._ends = [0.0] * bins
-        """Requests that finished in the bin ..."""
-        self._tokens = [0.0] * bins
-        """... and their tokens in sum."""
-        self._leaves = [0.0] * bins
-        """Those and the ones whose observation ends in the bin, less those whose begins there."""
-        self._finished = 0.0
-        self.kinds: list[_Level] = []
-        """The levels of single kinds in it."""
-        self.running: dict[str, Generating] = {}
-        """Of a single kind: its requests that decode, by id."""
-        self._events = 0
+        self._cap_bin = bisect_left(EDGES, cap_tokens) - 1 if cap_tokens else len(EDGES) - 1
+        self.kinds: list[_Seen] = []
+        """What was seen of the kinds in it."""
         self._due = 0.0
         self._seen = -1
         self.version = 0
         self._distribution = PRIOR
-
-    def begin(self, at: int) -> None:
-        """A request goes on from bin ``at``; negative: from its first token."""
-        self._events += 1
-        if at >= 0:
-            self._leaves[at] -= 1.0
-
-    def end(self, at: int, tokens: float, finished: bool) -> None:
-        """A request stops after so many tokens, in bin ``at``."""
-        self._leaves[at] += 1.0
-        if finished:
-            self._events += 1
-            self._ends[at] += 1
-            self._tokens[at] += tokens
-            self._finished += 1
-            if self._finished > MEMORY_REQUESTS:
-                self._forget()
-
-    def _forget(self) -> None:
-        self._finished /= 2
-        for column in (self._ends, self._tokens, self._leaves):
-            column[:] = [value / 2 for value in column]
 
     @property
     def distribution(self) -> LengthDistribution:
         """Estimated anew whenever a tenth more has been seen here, or when the wider level was."""
         wider = self._wider
         prior = wider.distribution if wider is not None else PRIOR
-        if self._events >= self._due or (wider is not None and wider.version != self._seen):
-            self._due = self._events * 1.1 + 8
+        events = sum([kind.events for kind in self.kinds])
+        if events >= self._due or (wider is not None and wider.version != self._seen):
+            self._due = events * 1.1 + 8
             self._seen = wider.version if wider is not None else 0
             self.version += 1
             self._distribution = self._estimate(prior)
         return self._distribution
 
     def _estimate(self, prior: LengthDistribution) -> LengthDistribution:
-        ends, leaves = np.array(self._ends), np.array(self._leaves)
+        finished = sum(kind.finished for kind in self.kinds)
+        ends, sums, leaves = np.zeros((3, len(EDGES) - 1))
+        for kind in self.kinds:
+            ends += kind.ends
+            sums += kind.tokens
+            leaves += kind.leaves
         tokens = np.array([each.tokens for kind in self.kinds for each in kind.running.values()])
         if len(tokens):
             at = np.clip(np.searchsorted(_EDGES, tokens) - 1, 0, len(leaves) - 1)
@@ -215,15 +215,15 @@ class _Level:
         weight = PRIOR_REQUESTS * prior.reaching[:-1]
         least, likely = TAIL_REQUESTS[1], prior.ending
         if self._wider is None:
-            seen = float(tokens.sum()) + sum(self._tokens) + PRIOR_REQUESTS * PRIOR_MEAN_TOKENS
-            least, likely = TAIL_REQUESTS[0], _exponential(seen / (self._finished + PRIOR_REQUESTS))
+            seen = float(tokens.sum()) + float(sums.sum()) + PRIOR_REQUESTS * PRIOR_MEAN_TOKENS
+            least, likely = TAIL_REQUESTS[0], _exponential(seen / (finished + PRIOR_REQUESTS))
         tail = np.maximum(least - weight, 0.0)
         ending = ends + weight * prior.ending + tail * likely
         ending /= np.maximum(at_risk, ends) + weight + tail
         weight = np.maximum(weight, 1e-9)
         ending[self._cap_bin :] = _SURELY
-        middle = (np.array(self._tokens) + weight * prior.middle) / (ends + weight)
-        return LengthDistribution(ending, middle, self._finished + PRIOR_REQUESTS)
+        middle = (sums + weight * prior.middle) / (ends + weight)
+        return LengthDistribution(ending, middle, finished + PRIOR_REQUESTS)
 
 
 class OutputLengths:
@@ -231,30 +231,41 @@ class OutputLengths:
 
     def __init__(self) -> None:
         self._levels: dict[tuple[str | int, ...], _Level] = {}
-        self._of_kind: dict[LengthKind, tuple[_Level, _Level, _Level]] = {}
+        self._of_kind: dict[LengthKind, _Seen] = {}
+        self._remembered: dict[str, int] = {}
+        """By model: requests that finished, those that were forgotten left out."""
         self.ended_requests = 0
         """How many times ``ended`` was told: what was asked before may be out of date by so many."""
 
     def began(self, request_id: str, kind: LengthKind, generating: Generating) -> None:
         """A request decodes from now on."""
-        levels = self._all(kind)
-        levels[2].running[request_id] = generating
+        seen = self._seen(kind)
+        seen.running[request_id] = generating
+        seen.events += 1
         tokens = generating.tokens
-        at = _bin(tokens) if tokens > 1 else -1
-        for level in levels:
-            level.begin(at)
+        if tokens > 1:
+            seen.leaves[_bin(tokens)] -= 1.0
 
     def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:
         """It stopped after so many tokens; not ``finished``: it would have generated more."""
         self.ended_requests += 1
-        levels = self._all(kind)
-        del levels[2].running[request_id]
+        seen = self._seen(kind)
+        del seen.running[request_id]
         at = _bin(tokens)
-        for level in levels:
-            level.end(at, tokens, finished)
+        seen.leaves[at] += 1.0
+        if finished:
+            seen.events += 1
+            seen.ends[at] += 1.0
+            seen.tokens[at] += tokens
+            seen.finished += 1.0
+            remembered = self._remembered[kind.model] = self._remembered.get(kind.model, 0) + 1
+            if remembered > MEMORY_REQUESTS:
+                self._remembered[kind.model] = remembered // 2
+                for each in seen.levels[0].kinds:
+                    each.forget_half()
 
     def of_kind(self, kind: LengthKind) -> LengthDistribution:
-        return self._all(kind)[2].distribution
+        return self._seen(kind).levels[2].distribution
 
     def of_class(self, model: str, slo_class: str) -> LengthStatistics:
         return self._level(model, slo_class).distribution.statistics
@@ -262,15 +273,15 @@ class OutputLengths:
     def of_model(self, model: str) -> LengthStatistics:
         return self._level(model).distribution.statistics
 
-    def _all(self, kind: LengthKind) -> tuple[_Level, _Level, _Level]:
-        levels = self._of_kind.get(kind)
-        if levels is None:
+    def _seen(self, kind: LengthKind) -> _Seen:
+        seen = self._of_kind.get(kind)
+        if seen is None:
             model, slo_class, _, _ = kind
-            levels = self._level(model), self._level(model, slo_class), self._level(*kind)
-            for level in levels:
-                level.kinds.append(levels[2])
-            self._of_kind[kind] = levels
-        return levels
+            seen = _Seen((self._level(model), self._level(model, slo_class), self._level(*kind)))
+            for level in seen.levels:
+                level.kinds.append(seen)
+            self._of_kind[kind] = seen
+        return seen
 
     def _level(self, *key: str | int) -> _Level:
         level = self._levels.get(key)
