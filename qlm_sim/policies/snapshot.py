@@ -121,7 +121,8 @@ class SnapshotTaker:
             ready_s=ready_s,
             free=self._free(ledger, target),
             running=running,
-            leave_s=self.leave_s(ledger, now),
+            # One that has a single model never leaves it.
+            leave_s=self.leave_s(ledger, now) if len(ledger.spec.models) > 1 else 0.0,
             swap_s={model: ledger.swap_s(model) for model in ledger.spec.models},
         )
 
