@@ -125,58 +125,58 @@ class EngineClock:
         counted = len(self.decoding) * self.steps - self._steps_sum
         return max(0.0, self._generated / counted) if counted > 0 else 1.0
 
-    def _decode(self) -> tuple[int, float, float]:
-        """What decodes now, without the preempted: sequences, their KV tokens, and the profile's seconds of
-        a step."""
-        step = self._step
-        assert step is not None
-        going = count = len(self.decoding)
+    def _advance(self, now: float, prefills_s: float = 0.0, alone_s: float | None = None) -> None:
+        """Count the time since the last event, of which prefills took ``prefills_s``.
+
+        ``alone_s``: what they would have taken in an iteration of their own; None for those of requests that
+        were preempted.
+        """
+        count = len(self.decoding)
+        seconds = now - self._now
+        self._now = now
+        if not count or not (seconds > 0.0 or prefills_s):
+            return
+        going = count
         kv_tokens = self._brought + self._generated + count
         if self._preempted:
             going -= self._preempted
             kv_tokens *= going / count
-        return going, kv_tokens, step.base_s(going) + step.seq_s * going + step.kv_token_s * kv_tokens
-
-    def _advance(self, now: float) -> None:
-        if self.decoding and now > self._now:
-            going, kv_tokens, step_s = self._decode()
-            seconds, ratio = now - self._now, self.ratio.value
-            elapsed = seconds / step_s
-            steps = elapsed / ratio
-            self.elapsed += elapsed
-            self.steps += steps
-            self._generated += going * steps
-            if self.pace is not None:
-                self.pace.decoded(steps, seconds / ratio, going, kv_tokens)
-        self._now = now
-
-    def _prefilled(self, seconds: float, alone_s: float | None = None) -> None:
-        """Prefills took that much of the time that has passed, in which something decoded. ``alone_s``: in an
-        iteration of their own; None for those of requests that were preempted."""
-        going, kv_tokens, step_s = self._decode()
-        steps = seconds / step_s
-        self.prefills += steps
-        self.steps -= steps
-        self._generated = max(0.0, self._generated - steps * len(self.decoding))
-        if self.pace is not None:
-            if alone_s is None:
-                # The time stays with decoding, which has to pay for it.
-                seconds = 0.0
-            else:
-                self.pace.prefilled(seconds, alone_s)
-            self.pace.decoded(-steps, -seconds, going, kv_tokens)
+        step = self._step
+        assert step is not None
+        step_s = step.base_s(going) + step.seq_s * going + step.kv_token_s * kv_tokens
+        elapsed = seconds / step_s
+        steps = elapsed / self.ratio.value
+        self.elapsed += elapsed
+        generated = self._generated + going * steps
+        pace = self.pace
+        if pace is not None:
+            pace.decoded(steps, seconds / self.ratio.value, going, kv_tokens)
+        if prefills_s:
+            lost = prefills_s / step_s
+            self.prefills += lost
+            steps -= lost
+            generated -= lost * count
+            if generated < 0.0:
+                generated = 0.0
+            if pace is not None:
+                if alone_s is not None:
+                    pace.prefilled(prefills_s, alone_s)
+                # Otherwise the time stays with decoding, which has to pay for it.
+                pace.decoded(-lost, 0.0 if alone_s is None else -prefills_s, going, kv_tokens)
+        self.steps += steps
+        self._generated = generated
 
     def reported(self, ledger: InstanceLedger, report: EngineReported, now: float) -> None:
         """Put the counts right by what the engine, which has a model, says of now."""
-        self._advance(now)
         count = len(self.decoding)
         again = report.preemptions - self.preemptions
         self.preemptions = report.preemptions
+        again_s = 0.0
         if again > 0 and count:
             # Preempted requests are computed again, with all that they had generated.
             tokens = report.kv_tokens / max(1, report.running)
-            profile = ledger.spec.models[ledger.model or ""]
-            self._prefilled(again * prefill_s(profile, tokens, count))
+            again_s = again * prefill_s(ledger.spec.models[ledger.model or ""], tokens, count)
+        self._advance(now, again_s)
         self._preempted = min(max(0, count - report.running), count - 1) if count else 0
         if count and report.running and len(ledger.running) == count:
             # All that the engine has began to decode once, so the tokens of those that are not preempted
@@ -190,22 +190,18 @@ class EngineClock:
         profile = ledger.spec.models[model]
         if model != self._model:
             self._turn_to(model, profile, now, start)
-        self._advance(now)
-        self.iterated_at = self.began_at = now
         tokens = item.pulled_context
         beside = len(self.decoding)
         if restores(profile, item):
-            if beside:
-                seconds = tokens * profile.kv_restore_token_s
-                self._prefilled(seconds, seconds)
+            seconds = tokens * profile.kv_restore_token_s
+            self._advance(now, seconds, seconds)
         else:
             # Prompts that share an iteration share its base time.
             before = self._prompt_tokens if self._prefilled_at >= now else 0
-            if beside:
-                together = before + ledger.prefilling_tokens
-                alone_s = None if self.pace is None else prefill_s(profile, tokens, beside)
-                self._prefilled(prefill_s(profile, tokens, beside, together), alone_s)
+            seconds = prefill_s(profile, tokens, beside, before + ledger.prefilling_tokens)
+            self._advance(now, seconds, None if self.pace is None else prefill_s(profile, tokens, beside))
             self._prefilled_at, self._prompt_tokens = now, before + tokens
+        self.iterated_at = self.began_at = now
         if self.pace is not None and not item.output_tokens:
             arrived_at = item.request.arrived_at
             waited = arrived_at <= self._checked_at and now - arrived_at > WAITED_PREFILLS * prefill_s(

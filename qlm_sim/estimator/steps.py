@@ -10,7 +10,10 @@ def prefill_s(profile: ModelOnInstance, tokens: float, beside: float = 0.0, toge
 
     ``together``: tokens of all the prompts that go through the engine with it, if there are others.
     """
-    chunk = min(max(tokens, together), max(1.0, profile.max_num_batched_tokens - beside))
+    chunk = together if together > tokens else tokens
+    budget = profile.max_num_batched_tokens - beside
+    if chunk > budget:
+        chunk = budget if budget > 1.0 else 1.0
     step = profile.step
     alone = step.base_s(int(beside)) if beside >= 1 else 0.0
     per_chunk = step.base_s(int(beside + chunk)) - alone + step.seq_s
