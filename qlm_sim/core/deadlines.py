@@ -35,10 +35,10 @@ class DeadlineIndex:
         """Entries kept, those out of date included."""
         return len(self._heap)
 
-    def none_before(self, now: float) -> bool:
-        """Whether no first deadline has passed for certain; False tells that one may have."""
-        heap = self._heap
-        return not heap or heap[0][0] >= now
+    @property
+    def next_at(self) -> float:
+        """No first deadline is earlier; infinity where there is no group."""
+        return self._heap[0][0] if self._heap else _NEVER
 
     def earliest(self) -> RequestGroup | None:
         """The group with the earliest first deadline, the oldest of equals."""

@@ -107,7 +107,7 @@ class Policy(Protocol):
         ...
 
     def changed(self, ledger: InstanceLedger) -> None:
-        """A request has left the instance, or it serves another model now."""
+        """What runs on the instance is not what did, or it serves another model now."""
         ...
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:

@@ -37,6 +37,7 @@ LONGEST_CAP = 1024
 _GROWTH = 1.12
 EDGES: tuple[int, ...] = tuple(sorted({*range(9), *(round(8 * _GROWTH**i) for i in range(1, 93)), 2**18}))
 """Bin b holds lengths in (EDGES[b], EDGES[b + 1]] tokens."""
+_LAST = len(EDGES) - 1
 _EDGES = np.array(EDGES, dtype=float)
 _MIDDLES = (_EDGES[1:] + _EDGES[:-1] + 1) / 2
 _VARIANCES = (np.diff(_EDGES) ** 2 - 1) / 12
@@ -134,7 +135,7 @@ PRIOR = LengthDistribution(_exponential(PRIOR_MEAN_TOKENS), _MIDDLES, PRIOR_REQU
 
 def _bin(tokens: float) -> int:
     """The bin that holds so many tokens; the last one holds what is longer."""
-    return max(0, min(len(EDGES) - 1, bisect_left(EDGES, tokens)) - 1)
+    return bisect_left(EDGES, tokens, 1, _LAST) - 1
 
 
 class Generating(Protocol):
@@ -180,10 +181,20 @@ class _Level:
         self._cap_bin = bisect_left(EDGES, cap_tokens) - 1 if cap_tokens else len(EDGES) - 1
         self.kinds: list[_Seen] = []
         """What was seen of the kinds in it."""
+        self._remembered = 0
+        """Requests that ``one_more`` told of, those that were forgotten left out."""
         self._due = 0.0
         self._seen = -1
         self.version = 0
         self._distribution = PRIOR
+
+    def one_more(self) -> None:
+        """A request of this model has finished."""
+        self._remembered += 1
+        if self._remembered > MEMORY_REQUESTS:
+            self._remembered //= 2
+            for kind in self.kinds:
+                kind.forget_half()
 
     @property
     def distribution(self) -> LengthDistribution:
@@ -232,8 +243,6 @@ class OutputLengths:
     def __init__(self) -> None:
         self._levels: dict[tuple[str | int, ...], _Level] = {}
         self._of_kind: dict[LengthKind, _Seen] = {}
-        self._remembered: dict[str, int] = {}
-        """By model: requests that finished, those that were forgotten left out."""
         self.ended_requests = 0
         """How many times ``ended`` was told: what was asked before may be out of date by so many."""
 
@@ -258,11 +267,7 @@ class OutputLengths:
             seen.ends[at] += 1.0
             seen.tokens[at] += tokens
             seen.finished += 1.0
-            remembered = self._remembered[kind.model] = self._remembered.get(kind.model, 0) + 1
-            if remembered > MEMORY_REQUESTS:
-                self._remembered[kind.model] = remembered // 2
-                for each in seen.levels[0].kinds:
-                    each.forget_half()
+            seen.levels[0].one_more()
 
     def of_kind(self, kind: LengthKind) -> LengthDistribution:
         return self._seen(kind).levels[2].distribution

@@ -53,9 +53,10 @@ class RoomRule:
 
     def growth_tokens(self, running: float, generated: float) -> float:
         """What so many running requests are to have beyond what they brought; now it is ``generated``."""
-        peak = running * self.peak_tokens
-        grown = generated if generated > peak else peak
-        return grown + running * self.waste_tokens + self.reserve_tokens(running)
+        mean_each = running * self.mean_tokens
+        reserve = mean_each if mean_each < self.most_tokens else self.most_tokens
+        peak = mean_each / _E
+        return (generated if generated > peak else peak) + running * self.waste_tokens + reserve
 
 
 def group_service(

@@ -172,7 +172,7 @@ class EngineClock:
         again = report.preemptions - self.preemptions
         self.preemptions = report.preemptions
         again_s = 0.0
-        if again > 0 and count:
+        if again > 0 and count and report.kv_tokens:
             # Preempted requests are computed again, with all that they had generated.
             tokens = report.kv_tokens / max(1, report.running)
             again_s = again * prefill_s(ledger.spec.models[ledger.model or ""], tokens, count)

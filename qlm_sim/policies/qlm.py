@@ -64,6 +64,7 @@ class QlmPolicy:
         """For questions, so that they leave no trace in what decisions see."""
         self._queues = VirtualQueues(ledgers, self._snapshot, self._delta)
         self._visits = Visits(self._snapshot)
+        self._leave_at = self._visits.leave_at
         self._hungry: dict[str, dict[str, None]] = {}
         """By loaded model: instances that were left with nothing to serve."""
         self._replan_at = -_NEVER
@@ -71,13 +72,13 @@ class QlmPolicy:
 
     @property
     def wake_at(self) -> float:
-        leave_at = self._visits.next_at
+        leave_at = self._leave_at.next_at
         if self._queues.groups and self._balancing and self._replan_at < leave_at:
             return self._replan_at
         return leave_at
 
     def woken(self, now: float) -> Iterable[str]:
-        return self._visits.due(now)
+        return self._leave_at.due(now)
 
     # What waits
 
@@ -138,8 +139,8 @@ class QlmPolicy:
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         queues = self._queues
-        queues.idle.changed(ledger)
-        queues.review(now)
+        if now >= queues.review_at:
+            queues.review(now)
         queue = queues.of[ledger.id]
         model = ledger.model
         resident = None
@@ -151,12 +152,12 @@ class QlmPolicy:
             if self._visits.should_end(ledger, queue, resident, now):
                 return queue[0].head
         else:
-            self._visits.goes_on(ledger)
+            self._leave_at.set(ledger.id, _NEVER)
         if resident is None and self._balancing and model is not None:
             resident = self._steal(model)
             if resident is None:
                 self._hungry.setdefault(model, {})[ledger.id] = None
-        return resident.head if resident is not None else None
+        return resident.items[0] if resident is not None else None
 
     def _steal(self, model: str) -> RequestGroup | None:
         """The most urgent group of the model, wherever it waits.

@@ -19,6 +19,7 @@ from qlm_sim.policies.idle import IdleInstances
 from qlm_sim.policies.snapshot import SnapshotTaker
 from qlm_sim.solver.search import insertion
 
+_NEVER = float("inf")
 MOST_SEEN = 128
 """Between two plans a new group is tried on instances that have about so many groups together ..."""
 MOST_TRIED = 6
@@ -55,6 +56,8 @@ class VirtualQueues:
         self._relegated: list[tuple[float, int, Tracked]] = []
         """Heap of what has been late, by when its next turn comes; it may have left since."""
         self._turns = count()
+        self.review_at = _NEVER
+        """When it is time for ``review``, at the earliest."""
 
     # Coming and going
 
@@ -93,6 +96,8 @@ class VirtualQueues:
         index.add(group)
         if not group.key.decided:
             self._undecided.add(group)
+            if group.first_deadline < self.review_at:
+                self.review_at = group.first_deadline
 
     def most_urgent(self, model: str) -> RequestGroup | None:
         """The group of the model with the earliest deadline, wherever it stands."""
@@ -192,13 +197,10 @@ class VirtualQueues:
 
     def review(self, now: float) -> None:
         """Let what has missed its deadline step back, and what stood back for long enough have a turn."""
-        if self._relegated:
-            self._give_turns(now)
-        while not self._undecided.none_before(now):
-            late = self._undecided.earliest()
-            if late is None or late.first_deadline >= now:
-                break
+        self._give_turns(now)
+        while (late := self._undecided.earliest()) is not None and late.first_deadline < now:
             self._relegate_late(late, now)
+        self.review_at = min(self._undecided.next_at, self._relegated[0][0] if self._relegated else _NEVER)
 
     def _relegate_late(self, group: RequestGroup, now: float) -> None:
         """Move requests whose deadline has passed to a late group of their kind."""

@@ -5,7 +5,6 @@ second, its swap included; or, for groups that have nothing to win any more, whe
 swaps cost little.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp
 
@@ -32,28 +31,15 @@ def margin_s(ahead_s: float) -> float:
 
 
 class Visits:
-    """Says, for each instance, whether it is time to leave, and when it will be if nothing changes."""
+    """Says of an instance whether it is time to leave."""
 
     def __init__(self, snapshot: SnapshotTaker) -> None:
         self._snapshot = snapshot
-        self._leave_at = Alarms()
+        self.leave_at = Alarms()
         """By instance: when a deadline will force it to another model, if nothing changes."""
         self._outlooks: dict[str, _Outlook] = {}
         self.miss_share = 0.0
         """Share of the requests that can still be met which the plan in force expects to miss."""
-
-    @property
-    def next_at(self) -> float:
-        """The first time at which an instance will have to leave; infinity for never."""
-        return self._leave_at.next_at
-
-    def due(self, now: float) -> Iterable[str]:
-        """Instances whose time to leave has come."""
-        return self._leave_at.due(now)
-
-    def goes_on(self, ledger: InstanceLedger) -> None:
-        """The instance has what its queue wants."""
-        self._leave_at.set(ledger.id, _NEVER)
 
     def should_end(
         self, ledger: InstanceLedger, queue: list[RequestGroup], resident: RequestGroup | None, now: float
@@ -82,7 +68,7 @@ class Visits:
             if resident is not None:
                 leave_at = min(leave_at, ledger.loaded_at + overhead_s / FAIRNESS_SHARE)
         leave_at = max(leave_at, settled_at)
-        self._leave_at.set(ledger.id, leave_at if leave_at > now else _NEVER)
+        self.leave_at.set(ledger.id, leave_at if leave_at > now else _NEVER)
         return leave_at <= now
 
     def _outlook(self, ledger: InstanceLedger, queue: list[RequestGroup], now: float) -> "_Outlook":

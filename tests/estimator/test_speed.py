@@ -130,3 +130,12 @@ def test_a_report_tells_what_preempted_requests_left_behind(make_engine):
     engine.report(running, preemptions=2)
     clock = engine.estimator.clock(engine.ledger)
     assert clock.generated(engine.now) == pytest.approx(4 * 161, rel=0.01)
+
+
+def test_an_engine_that_has_preempted_all_it_had_can_be_reported(make_engine):
+    """Between two iterations nothing may be on the GPU at all."""
+    engine = make_engine()
+    engine.start("a")
+    engine.decode(50)
+    engine.report([], preemptions=1)
+    assert engine.estimator.generated_tokens(engine.ledger, engine.now) == pytest.approx(51, rel=0.1)
