@@ -207,9 +207,12 @@ class RunRecorder:
         output_tokens, instance = self._output_tokens, self._instance
         classes, instances = self._classes, self._instances
         arrived: list[Request] = []
+        rows = len(class_of)
+        sample_s = load.next_s
         for now, events, actions in pending:
-            if now >= load.next_s:
+            if now >= sample_s:
                 load.sample(now, counts)
+                sample_s = load.next_s
             for event in events:
                 if type(event) is RequestFinished:
                     row = row_of_get(event.request_id, -1)
@@ -237,10 +240,10 @@ class RunRecorder:
                         counts[class_of[row] + 1] -= 1
                 elif type(event) is RequestArrived:
                     request = event.request
-                    row = len(class_of)
-                    if row == self._capacity:
+                    if rows == self._capacity:
                         self._grow()
-                    row_of[request.id] = row
+                    row_of[request.id] = rows
+                    rows += 1
                     slo_class = classes[request.slo_class]
                     class_of.append(slo_class)
                     if slo_class + 1 == len(counts):

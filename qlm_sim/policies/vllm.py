@@ -29,8 +29,6 @@ class _Route:
 
     def __init__(self) -> None:
         self.instances: list[str] = []
-        self.places: dict[str, int] = {}
-        """Their positions."""
         self.request_s: list[float] = []
         """Engine seconds of one request there ..."""
         self.added_s: list[float] = []
@@ -39,7 +37,6 @@ class _Route:
         """... and behind all that is there."""
 
     def append(self, instance: str, request_s: float) -> None:
-        self.places[instance] = len(self.instances)
         self.instances.append(instance)
         for column in (self.request_s, self.added_s, self.wait_s):
             column.append(request_s)
@@ -65,6 +62,8 @@ class VllmPolicy:
         """What each waiting request added to its queue's seconds."""
         self._routes: dict[str, _Route] = {}
         """By model."""
+        self._places: dict[str, list[tuple[str, _Route, int]]] = {name: [] for name in ledgers}
+        """By instance: the models that are routed there, their routes, and its place in each."""
         self._stale: dict[str, InstanceLedger] = {}
         """Instances whose waits must be computed anew."""
         at_home = {ledger.spec.resident for ledger in ledgers.values()}
@@ -75,7 +74,9 @@ class VllmPolicy:
                 lengths = self._estimator.lengths.of_model(model)
                 service = group_service(profile, TYPICAL_PROMPT_TOKENS, lengths)
                 request_s = service.prefill_s + service.decode_s
-                self._routes.setdefault(model, _Route()).append(ledger.id, request_s)
+                route = self._routes.setdefault(model, _Route())
+                self._places[ledger.id].append((model, route, len(route.instances)))
+                route.append(ledger.id, request_s)
             self._stale[ledger.id] = ledger
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
@@ -98,18 +99,15 @@ class VllmPolicy:
 
     def _refresh(self, ledger: InstanceLedger) -> None:
         """Compute anew what a request of each model would wait for on the instance."""
-        queue = self._queues[ledger.id]
+        name = ledger.id
+        queue = self._queues[name]
         last = queue[-1].request.model if queue else ledger.next_model
-        for model in ledger.spec.models:
-            route = self._routes[model]
-            place = route.places.get(ledger.id)
-            if place is None:
-                continue
+        for model, route, place in self._places[name]:
             added_s = request_s = route.request_s[place]
             if last != model:
                 added_s += ledger.swap_s(model)
             route.added_s[place] = added_s
-            route.wait_s[place] = len(ledger.running) * request_s + self._queued_s[ledger.id] + added_s
+            route.wait_s[place] = len(ledger.running) * request_s + self._queued_s[name] + added_s
 
     def discard(self, item: Tracked) -> None:
         queue = self._queues[item.instance]
