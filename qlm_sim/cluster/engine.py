@@ -267,27 +267,31 @@ class SimEngine:
     def report(self, now: float) -> EngineReported:
         """The engine's state at ``now``, in mid-leap as exact as between two iterations."""
         busy_s = self._busy_s
-        running = kv_tokens = done = 0
+        running = waiting = kv_tokens = preemptions = done = 0
         kv_utilization = 0.0
         under_way = False
         if self.state is RUNNING:
             leap = self._leap
             done = leap.done(now)
             under_way = leap.end(done) < now
-            busy_s += max(0.0, now - leap.start)
+            if now > leap.start:
+                busy_s += now - leap.start
         if self._loaded is not None:
             scheduler = self._loaded.scheduler
             running = len(scheduler.running)
             kv_tokens = scheduler.cached_tokens(done)
             kv_utilization = scheduler.used_blocks(done, under_way=under_way) / scheduler.blocks
+        for model in self._models.values():
+            waiting += len(model.scheduler.waiting)
+            preemptions += model.scheduler.preemptions
         return EngineReported(
-            instance=self._id,
-            running=running,
-            waiting=sum([len(each.scheduler.waiting) for each in self._models.values()]),
-            kv_tokens=kv_tokens,
-            kv_utilization=kv_utilization,
-            busy_s=busy_s,
-            preemptions=sum([each.scheduler.preemptions for each in self._models.values()]),
+            self._id,
+            running,
+            waiting,
+            kv_tokens,
+            kv_utilization,
+            busy_s,
+            preemptions,
             prefix_queries=sum([cache.queried_tokens for cache in self._caches]),
             prefix_hits=sum([cache.hit_tokens for cache in self._caches]),
         )

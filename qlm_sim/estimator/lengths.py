@@ -248,7 +248,7 @@ class OutputLengths:
 
     def began(self, request_id: str, kind: LengthKind, generating: Generating) -> None:
         """A request decodes from now on."""
-        seen = self._seen(kind)
+        seen = self._of_kind.get(kind) or self._new(kind)
         seen.running[request_id] = generating
         seen.events += 1
         tokens = generating.tokens
@@ -258,7 +258,7 @@ class OutputLengths:
     def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:
         """It stopped after so many tokens; not ``finished``: it would have generated more."""
         self.ended_requests += 1
-        seen = self._seen(kind)
+        seen = self._of_kind[kind]
         del seen.running[request_id]
         at = _bin(tokens)
         seen.leaves[at] += 1.0
@@ -270,7 +270,7 @@ class OutputLengths:
             seen.levels[0].one_more()
 
     def of_kind(self, kind: LengthKind) -> LengthDistribution:
-        return self._seen(kind).levels[2].distribution
+        return (self._of_kind.get(kind) or self._new(kind)).levels[2].distribution
 
     def of_class(self, model: str, slo_class: str) -> LengthStatistics:
         return self._level(model, slo_class).distribution.statistics
@@ -278,14 +278,12 @@ class OutputLengths:
     def of_model(self, model: str) -> LengthStatistics:
         return self._level(model).distribution.statistics
 
-    def _seen(self, kind: LengthKind) -> _Seen:
-        seen = self._of_kind.get(kind)
-        if seen is None:
-            model, slo_class, _, _ = kind
-            seen = _Seen((self._level(model), self._level(model, slo_class), self._level(*kind)))
-            for level in seen.levels:
-                level.kinds.append(seen)
-            self._of_kind[kind] = seen
+    def _new(self, kind: LengthKind) -> _Seen:
+        model, slo_class, _, _ = kind
+        seen = _Seen((self._level(model), self._level(model, slo_class), self._level(*kind)))
+        for level in seen.levels:
+            level.kinds.append(seen)
+        self._of_kind[kind] = seen
         return seen
 
     def _level(self, *key: str | int) -> _Level:

@@ -101,16 +101,14 @@ class EngineSampler:
         self.preemptions = preemptions + report.preemptions
         self.prefix_queries = queries + report.prefix_queries
         self.prefix_hits = hits + report.prefix_hits
-        columns = (self._time_s, self._busy_s, self._kv)
-        times = self._time_s
+        times, busy, kv = self._time_s, self._busy_s, self._kv
         if len(times) > 1 and now - times[-2] < self._gap_s:
-            for column in columns:
-                column.pop()
-        values = (now, self._earlier_busy_s + report.busy_s, report.kv_utilization)
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
+            del times[-1], busy[-1], kv[-1]
+        times.append(now)
+        busy.append(self._earlier_busy_s + report.busy_s)
+        kv.append(report.kv_utilization)
         if len(times) > MOST_POINTS:
-            for column in columns:
+            for column in (times, busy, kv):
                 column[:] = column[::2]
             self._gap_s = 2 * (times[-1] - times[0]) / MOST_POINTS
 
