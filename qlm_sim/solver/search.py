@@ -49,23 +49,23 @@ def _search(moves: Moves, budget: int) -> None:
     problem = moves.problem
     in_force = any(problem.current.values())
     # Groups of one model and class differ by deadline alone: there is little to find, so little is spent.
-    alike = len({(group.model, group.slo_class) for group in problem.groups}) <= 1
+    alike = in_force and len({(group.model, group.slo_class) for group in problem.groups}) == 1
     moves.start_from(problem.current, placing=budget // 2)
-    if alike and in_force and moves.at_stake() <= NOTHING_AT_STAKE:
+    if alike and moves.at_stake() <= NOTHING_AT_STAKE:
         return
+    effort = ALIKE_EFFORT * len(problem.groups) if alike else moves.left
     started, started_cost = moves.save(), moves.cost()
     by_rule: list[tuple[float, int, list[Saved]]] = []
-    for rule in (edf_queues, relegating_queues):
+    for rule in (edf_queues,) if alike else (edf_queues, relegating_queues):
         moves.start_from(rule(problem))
         by_rule.append((moves.cost(), len(by_rule), moves.save()))
     rule_cost, _, rule_queues = min(by_rule)
     moves.restore(started)
-    effort = ALIKE_EFFORT * len(problem.groups) if alike else moves.left
     moves.descend(effort if started_cost <= rule_cost else effort // 2)
     kept, kept_cost = moves.save(), moves.cost()
     if rule_cost < kept_cost - GAIN:
         moves.restore(rule_queues)
-        moves.descend(moves.left)
+        moves.descend(effort // 2 if alike else moves.left)
     patience = _patience(problem, calm=moves.at_stake() <= NOTHING_AT_STAKE)
     if patience and not alike:
         _ruin_and_recreate(moves, patience)
