@@ -58,38 +58,34 @@ class DeadlineIndex:
 class Alarms:
     """One time for each name; the earliest of them is next."""
 
-    __slots__ = ("_at", "_heap")
+    __slots__ = ("_at", "_heap", "next_at")
 
     def __init__(self) -> None:
         self._at: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
+        self.next_at = _NEVER
+        """The earliest of them; infinity where there is none."""
 
     def set(self, name: str, at: float) -> None:
         """Ask for ``name`` at that time, and at no other; infinity for never."""
-        if at == _NEVER:
-            self._at.pop(name, None)
+        if self._at.get(name, _NEVER) == at:
             return
-        if self._at.get(name) == at:
-            return
-        self._at[name] = at
         heap = self._heap
-        heappush(heap, (at, name))
-        if len(heap) > 2 * len(self._at) + 64:
-            heap[:] = [(at, name) for name, at in self._at.items()]
-            heapify(heap)
+        if at == _NEVER:
+            del self._at[name]
+        else:
+            self._at[name] = at
+            heappush(heap, (at, name))
+            if len(heap) > 2 * len(self._at) + 64:
+                heap[:] = [(at, name) for name, at in self._at.items()]
+                heapify(heap)
+        while heap and self._at.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        self.next_at = heap[0][0] if heap else _NEVER
 
     def __len__(self) -> int:
         """Entries kept, those out of date included."""
         return len(self._heap)
-
-    @property
-    def next_at(self) -> float:
-        heap = self._heap
-        if not heap:
-            return _NEVER
-        while heap and self._at.get(heap[0][1]) != heap[0][0]:
-            heappop(heap)
-        return heap[0][0] if heap else _NEVER
 
     def due(self, now: float) -> Iterable[str]:
         """Names whose time has come, in the order of their times. They stay until they are set anew."""
