@@ -200,8 +200,9 @@ class Scheduler:
         """Tokens whose KV cache is on the GPU, when so many of the scheduled iterations are done."""
         decodes = self.decodes
         tokens = decodes.kv_tokens + iterations * decodes.count
-        tokens += sum(seq.computed for seq, _ in self._chunks)
-        if self._partial is not None and not self._chunks:
+        if self._chunks:
+            tokens += sum([seq.computed for seq, _ in self._chunks])
+        elif self._partial is not None:
             tokens += self._partial.computed
         return tokens - (self._capacity - self.blocks) * self.block_size
 
@@ -209,13 +210,13 @@ class Scheduler:
         """KV blocks in use by then; ``under_way``: another of the scheduled iterations has begun."""
         size = self.block_size
         blocks = self.decodes.blocks + self.decodes.blocks_for(iterations + under_way)
-        if under_way:
-            blocks += sum(-(-computed // size) for _, computed in self._chunks)
-            blocks -= sum((self.decodes.steps - seq.offset) % size == 0 for seq in self._skipped)
-        else:
-            blocks += sum(-(-seq.computed // size) for seq, _ in self._chunks)
-        if self._partial is not None and not self._chunks:
+        if self._chunks:
+            computed = [after if under_way else seq.computed for seq, after in self._chunks]
+            blocks += sum([-(-tokens // size) for tokens in computed])
+        elif self._partial is not None:
             blocks += -(-self._partial.computed // size)
+        if self._skipped and under_way:
+            blocks -= sum([(self.decodes.steps - seq.offset) % size == 0 for seq in self._skipped])
         return blocks - (self._capacity - self.blocks)
 
     def _free(self) -> int:

@@ -128,21 +128,21 @@ class Cluster:
         return SimulationEnd(ended_at=now, arrived=self.arrived, unfinished=len(self.store))
 
     def execute(self, action: Pull | Evict | SwapModel | Reject) -> None:
-        now = self._now
         if isinstance(action, Reject):
             seq = self.store.pop(action.request_id)
             if seq.host is not None:
                 seq.host.release(seq)
             return
+        now = self._now
         name = action.instance
         engine = self._engines[name]
         if name not in self._at_work:
             self._start_reporting(now, engine)
-        if isinstance(action, Pull):
+        if type(action) is Pull:
             engine.pull(now, action.request_id, action.attempt)
-        elif isinstance(action, Evict):
+        elif type(action) is Evict:
             engine.evict(now, action.request_id, action.attempt, action.keep_kv)
-        elif isinstance(action, SwapModel):
+        elif type(action) is SwapModel:
             engine.swap(now, action.model)
 
     def _end_of_instant(self, now: float) -> bool:
