@@ -194,14 +194,15 @@ class SimEngine:
         if self.state is RUNNING:
             leap = self._leap
             self._busy_s += now - leap.start
+            post, own_id = self._post, self._id
             begun, finished = self._loaded.scheduler.complete(leap.iterations)  # type: ignore[union-attr]
             for seq in begun:
-                self._post(FirstToken(seq.request.id, seq.attempt, self._id))
+                post(FirstToken(seq.request.id, seq.attempt, own_id))
             for seq in finished:
                 request_id = seq.request.id
                 del self._store[request_id]
                 seq.engine = None
-                self._post(RequestFinished(request_id, seq.attempt, self._id, seq.generated))
+                post(RequestFinished(request_id, seq.attempt, own_id, seq.generated))
         elif self.state is SWAPPING:
             self._end_swap()
         self.state = DUE

@@ -181,14 +181,14 @@ class QueueManager:
         """The request that the event speaks of, or None if that attempt is over."""
         item = self.requests.get(event.request_id)
         if (
-            item is None
-            or item.attempt != event.attempt
-            or item.instance != event.instance
-            or item.state is WAITING
+            item is not None
+            and item.attempt == event.attempt
+            and item.instance == event.instance
+            and item.state is not WAITING
         ):
-            self.stale_events += 1
-            return None
-        return item
+            return item
+        self.stale_events += 1
+        return None
 
     def _first_token(self, now: float, event: FirstToken) -> None:
         item = self._on_engine(event)
