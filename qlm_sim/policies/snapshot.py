@@ -39,7 +39,7 @@ class SnapshotTaker:
             else:
                 self._kinds[ledger.id] = ledger.spec
                 self._kind_of[ledger.id] = ledger.id
-        self._lengths: dict[tuple[str, str], LengthStatistics] = {}
+        self._lengths: dict[tuple[str, str | None], LengthStatistics] = {}
         self._asked_until = 0.0
         self._cache: dict[tuple[str, str, bool, int], tuple[float, dict[str, GroupService]]] = {}
 
@@ -53,7 +53,7 @@ class SnapshotTaker:
         told = self.estimator.of_waiting(group)
         if told is not None:
             return self._make_services(key, context, told)
-        lengths = self._lengths_of(key.model, key.slo_class)
+        lengths = self.lengths_of(key.model, key.slo_class)
         cache_key = (key.model, key.slo_class, key.served, prompt_bucket(context))
         cached = self._cache.get(cache_key)
         if cached is not None and lengths.count < cached[0]:
@@ -78,15 +78,17 @@ class SnapshotTaker:
             services[kind] = service
         return services
 
-    def _lengths_of(self, model: str, slo_class: str) -> LengthStatistics:
-        """What the estimator says, asked again when a hundredth more requests have ended."""
+    def lengths_of(self, model: str, slo_class: str | None = None) -> LengthStatistics:
+        """Of the model's outputs, or a class of it, as the estimator says; asked again when a hundredth more
+        requests have ended."""
         learnt = self.estimator.lengths
         if learnt.ended_requests > self._asked_until:
             self._asked_until = learnt.ended_requests * 1.01
             self._lengths.clear()
         lengths = self._lengths.get((model, slo_class))
         if lengths is None:
-            lengths = self._lengths[model, slo_class] = learnt.of_class(model, slo_class)
+            lengths = learnt.of_model(model) if slo_class is None else learnt.of_class(model, slo_class)
+            self._lengths[model, slo_class] = lengths
         return lengths
 
     def service_on(self, ledger: InstanceLedger, group: RequestGroup) -> GroupService:
@@ -135,7 +137,7 @@ class SnapshotTaker:
         if model is None or model != ledger.model or not running:
             return 1.0
         profile = ledger.spec.models[model]
-        lengths = self.estimator.lengths.of_model(model)
+        lengths = self.lengths_of(model)
         kv_tokens = ledger.context_tokens + running * lengths.second_moment / (2 * lengths.mean)
         used = max(running / profile.max_num_seqs, kv_tokens / profile.kv_capacity_tokens)
         return max(0.0, 1.0 - used)

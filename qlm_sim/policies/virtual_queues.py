@@ -115,7 +115,7 @@ class VirtualQueues:
         limit = self._limits.get(key)
         if limit is None:
             capable = self._capable[key.model]
-            length = self._snapshot.estimator.lengths.of_model(key.model).mean
+            length = self._snapshot.lengths_of(key.model).mean
             batch = 0.0
             for ledger in capable:
                 profile = ledger.spec.models[key.model]
