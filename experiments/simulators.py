@@ -72,7 +72,9 @@ class Simulator:
     def run(self, trace: Path) -> Outcome:
         """The outcome on this trace. Raises Unavailable."""
         command = [self.python, str(DRIVERS / self.driver), str(trace), json.dumps(self.settings)]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        # Modules are compiled once, as those of an installed package are.
+        left_out = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+        environment = {name: value for name, value in os.environ.items() if name not in left_out}
         if self.driver == "run_qlm.py":
             environment["PYTHONPATH"] = str(Path(__file__).parents[1])
         before, began = os.times(), time.perf_counter()
