@@ -113,7 +113,7 @@ class QlmPolicy:
             self._loosest_slo_s = item.request.slo_s
         group = self._queues.join(item, now)
         home = group.instance
-        helper = self._helper(model, home)
+        helper = self._helper(model, home) if self._hungry.get(model) else None
         if len(group.items) > 1 and self._queues.of[home][0].key.model == self._ledgers[home].model:
             # It stands behind others, which wait for room.
             return (helper,) if helper is not None else ()

@@ -70,7 +70,7 @@ class VirtualQueues:
         return self._join(item, self.key(item.request, served=item.served), now)
 
     def _join(self, item: Tracked, key: GroupKey, now: float) -> RequestGroup:
-        group, new = self._table.join(item, key, self._limit(key))
+        group, new = self._table.join(item, key, self._limits.get(key) or self._limit(key))
         if new:
             self._place(group, now)
             self._index(group)
@@ -112,16 +112,14 @@ class VirtualQueues:
         More, where so many of the key wait that every instance has such a group of it: the work of planning
         is not to grow with the backlog.
         """
-        limit = self._limits.get(key)
-        if limit is None:
-            capable = self._capable[key.model]
-            length = self._snapshot.lengths_of(key.model).mean
-            batch = 0.0
-            for ledger in capable:
-                profile = ledger.spec.models[key.model]
-                batch += min(profile.max_num_seqs, profile.kv_capacity_tokens / (256 + length))
-            most = max(self._delta * batch, self._table.waiting.get(key, 0))
-            limit = self._limits[key] = max(1, int(most / len(capable)))
+        capable = self._capable[key.model]
+        length = self._snapshot.lengths_of(key.model).mean
+        batch = 0.0
+        for ledger in capable:
+            profile = ledger.spec.models[key.model]
+            batch += min(profile.max_num_seqs, profile.kv_capacity_tokens / (256 + length))
+        most = max(self._delta * batch, self._table.waiting.get(key, 0))
+        limit = self._limits[key] = max(1, int(most / len(capable)))
         return limit
 
     def regroup(self) -> None:
@@ -130,7 +128,7 @@ class VirtualQueues:
         for queue in self.of.values():
             groups: list[RequestGroup] = []
             for group in queue:
-                limit = self._limit(group.key)
+                limit = self._limits.get(group.key) or self._limit(group.key)
                 last = groups[-1] if groups else group
                 if (
                     last is not group
