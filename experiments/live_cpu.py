@@ -1,25 +1,38 @@
 """Two real vLLM engines on CPU, two models: live and simulated, qlm against FCFS dispatch.
 
-    make live-demo      # from nothing: installs real vLLM (2 GB), then this; about ten minutes on two cores
+    make live-demo      # from nothing: installs real vLLM (2 GB), then this; under ten minutes on two cores
 
-The models have 1.5 M parameters and random weights, made on the spot. QLM_VLLM_PYTHON names another
-interpreter that has vLLM.
+The models have 43 M parameters and random weights, made on the spot; each engine has a core to itself, which
+it shares with the gateway and the load generator. Interactive requests come steadily for both models, and
+twice a file of batch work comes for one of them. QLM_VLLM_PYTHON names another interpreter that has vLLM,
+QLM_LIVE_SEEDS other seeds than 1 (``1,2``).
 """
 
 import os
+import platform
 import subprocess
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
-from live_vllm import Setup, measure, write
+from live_vllm import Burst, Setup, measure, write
 
 ROOT = Path(__file__).parents[1]
-MODELS = ("tiny-a", "tiny-b")
-MAX_NUM_SEQS = 8
+MODELS = ("small-a", "small-b")
+MAX_NUM_SEQS = 16
+MAX_MODEL_LEN = 512
+SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "initializer_range": 0.02,
+}
 FLAGS = (
-    *("--enforce-eager", "--distributed-executor-backend", "uni", "--kv-cache-memory-bytes", "64M"),
-    *("--block-size", "32", "--dtype", "float32", "--max-model-len", "1024"),
-    *("--max-num-seqs", str(MAX_NUM_SEQS), "--max-num-batched-tokens", "1024"),
+    *("--enforce-eager", "--distributed-executor-backend", "uni", "--kv-cache-memory-bytes", "512M"),
+    *("--block-size", "32", "--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN)),
+    *("--max-num-seqs", str(MAX_NUM_SEQS), "--max-num-batched-tokens", str(MAX_MODEL_LEN)),
     *("--worker-cls", "sleeping_worker.SleepingCPUWorker", "--disable-uvicorn-access-log"),
 )
 ENV = {
@@ -32,6 +45,8 @@ ENV = {
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT / "tests" / "real_vllm"),
 }
+INTERACTIVE_S, BATCH_S = 5.0, 90.0
+LOAD, BURST_ENGINE_S, SCALE = 0.45, 25.0, 0.08
 
 
 def run(out: Path, quick: bool) -> None:
@@ -40,33 +55,54 @@ def run(out: Path, quick: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="qlm-models-") as folder:
         models = {name: str(Path(folder) / name) for name in MODELS}
         code = "import sys; from pathlib import Path; from tiny_model import make_tiny_model\n"
-        code += "for seed, path in enumerate(sys.argv[1:]): make_tiny_model(Path(path), seed)"
+        code += f"for seed, path in enumerate(sys.argv[1:]): make_tiny_model(Path(path), seed, **{SHAPE})"
         subprocess.run([python, "-c", code, *models.values()], env=os.environ | ENV, check=True)
+        start = 12.0 if quick else 25.0
         document = measure(
             Setup(
                 python=python,
                 models=models,
                 engines={"e0": MODELS, "e1": MODELS[::-1]},
+                cores={"e0": 0, "e1": 1} if (os.cpu_count() or 1) > 1 else None,
                 flags=FLAGS,
                 env=ENV,
                 engine={
                     "max_num_seqs": MAX_NUM_SEQS,
-                    "max_num_batched_tokens": 1024,
-                    "max_model_len": 1024,
+                    "max_num_batched_tokens": MAX_MODEL_LEN,
+                    "max_model_len": MAX_MODEL_LEN,
                     "block_size": 32,
-                    "kv_tokens": 16_384,
+                    "kv_tokens": 20_480,
                 },
-                slo=({"name": "interactive", "ttft_s": 2.0}, {"name": "batch", "ttft_s": 120.0}),
-                scale=0.15,
-                load=1.15,
-                arriving_s=20.0 if quick else 60.0,
+                slo=(
+                    {"name": "interactive", "ttft_s": INTERACTIVE_S},
+                    {"name": "batch", "ttft_s": BATCH_S},
+                ),
+                scale=SCALE,
+                load=LOAD,
+                steady=("interactive", "batch"),
+                warm_up_s=start,
+                warm_up_load=0.85,
+                bursts=(
+                    Burst(start + 5.0, MODELS[0], "batch", BURST_ENGINE_S),
+                    Burst(start + (20.0 if quick else 40.0), MODELS[1], "batch", BURST_ENGINE_S),
+                ),
+                arriving_s=start + (30.0 if quick else 75.0),
+                measuring_s=40.0,
+                seeds=tuple(map(int, os.environ.get("QLM_LIVE_SEEDS", "1").split(","))),
             )
         )
+    version = subprocess.run(
+        [python, "-c", "import vllm; print(vllm.__version__)"], capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
     text = (
-        "Made by `make live-demo`: two engines on one machine of two cores, each of which may serve two "
-        f"models, {document['rate_rps']:.1f} requests/s (1.15 times the engines' capacity by their "
-        "profiles), ShareGPT lengths times 0.15. Profiles from `qlm-live profile` on the idle engines. "
-        "Interactive: 2 s to the first token, batch: 2 minutes."
+        f"Made by `make live-demo` on {datetime.now(UTC):%Y-%m-%d}: vLLM {version} on {os.cpu_count()} CPUs "
+        f"({platform.machine()}). "
+        "Two engines, each on a core of its own, each of which may serve two models of 43 M parameters; "
+        f"ShareGPT lengths times {SCALE}. {document['rate_rps']:.1f} requests/s come steadily, {LOAD} of what"
+        " the engines can do by their profiles, half of them interactive "
+        f"({INTERACTIVE_S:.0f} s to the first token), half batch ({BATCH_S:.0f} s), and two bursts of batch "
+        f"work for one model each, {BURST_ENGINE_S:.0f} s of an engine each. Profiles from "
+        "`qlm-live profile`, of both engines at the same time; nothing is fitted to the runs."
     )
     write(out, "live_cpu", "Real vLLM on CPU, live and simulated", text, document)
 

@@ -22,6 +22,8 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import numpy as np
+
 from live.build import make_instance
 from live.cli import main as qlm_live
 from live.commands.workload_flags import make_workload
@@ -29,10 +31,25 @@ from live.config import LiveConfig, load_config
 from live.engines.supervise import free_port
 from live.measure import run_simulated, with_policy
 from qlm_sim.config.toml import toml_text
+from qlm_sim.workload.readers import read_trace
 
 START_S = 900.0
 """Servers that are not up by then will not be."""
 POLICIES = ("vllm", "qlm")
+PREDICTED = ("ttft_s.mean", "ttft_s.p90", "e2e_s.mean", "e2e_s.p90")
+WITHIN = 0.1
+"""How far a simulated figure of these may be from the live one."""
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Work that comes all at once, as when somebody hands in a file of it."""
+
+    at_s: float
+    model: str
+    slo_class: str
+    engine_s: float
+    """As much as one engine does in so many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +71,26 @@ class Setup:
     scale: float
     """ShareGPT's lengths times this."""
     load: float
-    """Arrivals over what the profiles say that the engines can do without swaps."""
+    """Steady arrivals over what the profiles say that the engines can do without swaps."""
     arriving_s: float
+    steady: Sequence[str]
+    """SLO classes of the steady arrivals, a Poisson process of all models alike."""
+    bursts: Sequence[Burst] = ()
+    warm_up_s: float = 0.0
+    """The first seconds, in which the scheduler learns lengths and speeds: no part of the figures ..."""
+    warm_up_load: float | None = None
+    """... and their load; None takes the other."""
+    measuring_s: float = 300.0
+    seeds: Sequence[int] = (1,)
+    """A run of each policy for each."""
     engine_env: Mapping[str, Mapping[str, str]] | None = None
     """Of the servers of one engine, such as the GPU that it may use."""
+    cores: Mapping[str, int] | None = None
+    """By engine: the CPU that it has to itself, as far as other engines go."""
 
 
 def measure(setup: Setup) -> dict[str, Any]:
-    """{"rate_rps", "policies": {policy: what ``qlm-live compare --json`` says}}."""
+    """Of each run under "runs" what ``qlm-live compare --json`` says, its policy and seed."""
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="qlm-live-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -70,18 +99,57 @@ def measure(setup: Setup) -> dict[str, Any]:
         config = folder / "live.toml"
         config.write_text(_config(setup, urls, {}))
         _say("engines are up; measuring them")
-        _command("profile", "--config", str(config), "--out", str(folder), "--quiet")
+        words = ["profile", "--config", str(config), "--out", str(folder), "--quiet"]
+        profiled = _command(*words, "--seconds", str(setup.measuring_s))
+        _say(profiled.rstrip())
         config.write_text(
             _config(setup, urls, {name: str(folder / f"{name}.toml") for name in setup.engines})
         )
-        rate = setup.load * _capacity_rps(setup, load_config(config))
-        compared: dict[str, Any] = {}
-        for policy in POLICIES:
-            _say(f"{policy}: {rate:.1f} requests/s for {setup.arriving_s:.0f} s")
-            flags = ["--config", str(config), "--policy", policy, "--rate", f"{rate:.3f}", "--seed", "1"]
-            flags += ["--requests", str(int(rate * setup.arriving_s)), "--scale-lengths", str(setup.scale)]
-            compared |= json.loads(_command("compare", *flags, "--out", str(folder / policy), "--json"))
-    return {"rate_rps": rate, "load": setup.load, "scale": setup.scale, "policies": compared}
+        capacity_rps = _capacity_rps(setup, load_config(config))
+        runs = []
+        for seed in setup.seeds:
+            trace = folder / f"trace-{seed}.csv"
+            requests = _write_trace(setup, capacity_rps, seed, trace)
+            for policy in POLICIES:
+                _say(f"{policy}: {requests} requests, seed {seed}")
+                flags = [str(trace), "--config", str(config), "--policy", policy, "--seed", str(seed)]
+                flags += ["--warm-up", str(setup.warm_up_s), "--out", str(folder / f"{policy}-{seed}")]
+                said = json.loads(_command("compare", *flags, "--json", "--quiet"))[policy]
+                runs.append({"policy": policy, "seed": seed, "requests": requests} | said)
+    return {
+        "capacity_rps": capacity_rps,
+        "rate_rps": setup.load * capacity_rps,
+        "profiles": profiled.replace(f"{folder}/", "").splitlines(),
+        "runs": runs,
+    }
+
+
+def _write_trace(setup: Setup, capacity_rps: float, seed: int, path: Path) -> int:
+    """The requests of one run as a trace with times, models and classes. Returns how many there are."""
+    rng = np.random.default_rng(seed)
+    models = list(setup.models)
+    rows: list[tuple[float, str, str]] = []
+    for load, start, end in (
+        (setup.warm_up_load or setup.load, 0.0, setup.warm_up_s),
+        (setup.load, setup.warm_up_s, setup.arriving_s),
+    ):
+        for at in rng.uniform(start, end, rng.poisson(load * capacity_rps * (end - start))):
+            rows += [(float(at), str(rng.choice(models)), str(rng.choice(setup.steady)))]
+    for burst in setup.bursts:
+        count = round(burst.engine_s * capacity_rps / len(setup.engines))
+        rows += [(burst.at_s, burst.model, burst.slo_class)] * count
+    rows.sort(key=lambda row: row[0])
+    lengths = read_trace("sharegpt", format=None, warn=lambda note: None)
+    chosen = rng.choice(len(lengths.prompt_tokens), len(rows))
+    with path.open("w") as file:
+        print("arrival_s,model,slo_class,prompt_tokens,output_tokens", file=file)
+        for (at, model, slo_class), row in zip(rows, chosen, strict=True):
+            tokens = [
+                max(1, round(float(column[row]) * setup.scale))
+                for column in (lengths.prompt_tokens, lengths.output_tokens)
+            ]
+            print(f"{at:.6f},{model},{slo_class},{tokens[0]},{tokens[1]}", file=file)
+    return len(rows)
 
 
 def _start_servers(setup: Setup, folder: Path, stack: ExitStack) -> dict[str, dict[str, str]]:
@@ -98,6 +166,8 @@ def _start_servers(setup: Setup, folder: Path, stack: ExitStack) -> dict[str, di
             own = dict((setup.engine_env or {}).get(engine, {}))
             command = [setup.python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
             command += ["--port", str(port), "--model", setup.models[model], "--served-model-name", model]
+            if setup.cores is not None:
+                command = ["taskset", "--cpu-list", str(setup.cores[engine]), *command]
             server = subprocess.Popen(
                 [*command, *setup.flags], env=env | own, stdout=log, stderr=log, start_new_session=True
             )
@@ -158,8 +228,6 @@ def _command(*words: str) -> str:
         status = qlm_live(words)
     if status != 0:
         raise SystemExit(f"qlm-live {' '.join(words)} failed\n{said.getvalue()}")
-    if words[0] == "profile":
-        _say(said.getvalue().rstrip())
     return said.getvalue()
 
 
@@ -167,7 +235,7 @@ def _capacity_rps(setup: Setup, config: LiveConfig) -> float:
     """Requests per second of the measured engines when all come at once and nothing is swapped."""
     flags = Namespace(
         trace="sharegpt", requests=1_000, rate=1e6, arrivals="poisson", speedup=1.0, mix=None, seed=99,
-        scale_lengths=setup.scale, format=None,
+        scale_lengths=setup.scale, format=None, warm_up=0.0,
     )  # fmt: skip
     specs = [
         replace(make_instance(engine, config).spec, resident=setup.engines[engine.id][0])
@@ -191,22 +259,42 @@ def write(out: Path, name: str, title: str, text: str, document: dict[str, Any])
     """``name``.json and ``name``.md in ``out``, and the table on stdout."""
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-    lines = [f"# {title}", "", text]
-    for policy, figures in document["policies"].items():
-        lines += ["", f"## {policy}", "", "| | live | simulated | error |", "|---|---|---|---|"]
-        for key, row in sorted(figures["figures"].items()):
+    lines = [f"# {title}", "", text, "", *(f"* {line}" for line in document["profiles"])]
+    shares = [key for key in document["runs"][0]["figures"] if key.startswith("slo_attainment")]
+    names = [key.removeprefix("slo_attainment.") for key in shares[1:]]
+    lines += ["", f"| seed | policy | SLO met | {' | '.join(names)} | TTFT mean, s | E2E mean, s | swaps |"]
+    lines.append("|---" * (6 + len(names)) + "|")
+    for run in document["runs"]:
+        live = {key: row["live"] for key, row in run["figures"].items()}
+        cells = [f"{100 * live[key]:.1f} %" for key in shares]
+        cells += [f"{live[key]:.2f}" for key in ("ttft_s.mean", "e2e_s.mean")] + [f"{live['swaps']:.0f}"]
+        lines.append(f"| {run['seed']} | {run['policy']} | {' | '.join(cells)} |")
+    heads = f"simulation's error: {', '.join(PREDICTED)} | all within 10 % | R² of backlogs"
+    lines += ["", f"| seed | policy | {heads} |"]
+    lines.append("|---|---|---|---|---|")
+    for run in document["runs"]:
+        errors = [run["figures"][key]["error"] for key in PREDICTED]
+        met = "yes" if all(abs(error) <= WITHIN for error in errors) else "no"
+        told = ", ".join(f"{100 * error:+.1f} %" for error in errors)
+        r2 = run["forecast"]["backlogged"]["r2"]
+        cell = "" if r2 is None else f"{r2:.3f}"
+        lines.append(f"| {run['seed']} | {run['policy']} | {told} | {met} | {cell} |")
+    for run in document["runs"]:
+        lines += ["", f"## {run['policy']}, seed {run['seed']}: {run['requests']} requests", ""]
+        lines += ["| | live | simulated | error |", "|---|---|---|---|"]
+        for key, row in sorted(run["figures"].items()):
             error = "" if row["error"] is None else f"{100 * row['error']:+.1f} %"
             cells = ["" if row[k] is None else f"{row[k]:.4g}" for k in ("live", "simulated")]
             lines.append(f"| {key} | {cells[0]} | {cells[1]} | {error} |")
         lines += ["", "| waits as told at arrival | requests | mean, s | R² | bias | within 90 % bound |"]
         lines.append("|---|---|---|---|---|---|")
-        for key, each in sorted(figures["forecast"].items()):
+        for key, each in sorted(run["forecast"].items()):
             if each["requests"]:
                 cells = ["" if each[k] is None else f"{each[k]:.3f}" for k in ("mean_wait_s", "r2", "bias")]
                 covered = f"{100 * each['within_90_bound']:.0f} %"
                 lines.append(f"| {key} | {each['requests']} | {' | '.join(cells)} | {covered} |")
-        if figures["failed"]:
-            lines += ["", f"Failed: {len(figures['failed'])}."]
+        if run["failed"]:
+            lines += ["", f"Failed: {len(run['failed'])}."]
     text = "\n".join(lines) + "\n"
     (out / f"{name}.md").write_text(text)
     print(text)

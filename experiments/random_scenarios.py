@@ -94,7 +94,8 @@ def table(attained: dict[int, dict[str, float]]) -> str:
     ]
     if "clairvoyant" in names:
         short = np.mean([row["clairvoyant"] - row["qlm"] for row in attained.values()])
-        lines.append(f"On average it is {100 * short:.2f} points below clairvoyant.")
+        where = "below" if short >= 0 else "above"
+        lines.append(f"On average it is {100 * abs(short):.2f} points {where} clairvoyant.")
     return "\n".join(lines) + "\n"
 
 

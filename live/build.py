@@ -26,6 +26,9 @@ from qlm_sim.policies import SchedulerSettings
 
 DEFAULT_GPU = "a10"
 """Where no profile is given. How fast the engine really is, is learnt from what it does."""
+NO_OFFLOAD_TOKEN_S = 1.0
+"""Seconds per token of KV moved to the host and back: so many that it never pays. What is evicted here is
+computed again, as far as the engine's prefix cache has lost it."""
 GIB = 2**30
 
 
@@ -92,7 +95,11 @@ def promise(engine: EngineConfig, model: ModelConfig) -> ModelOnInstance:
         storage_bytes_per_s=engine.storage_gb_per_s * 1e9,
     )
     longest = min(engine.max_model_len, model.max_model_len or promised.max_model_len)
-    return replace(promised, max_model_len=min(promised.max_model_len, longest))
+    return replace(
+        promised,
+        max_model_len=min(promised.max_model_len, longest),
+        kv_restore_token_s=NO_OFFLOAD_TOKEN_S,
+    )
 
 
 def _residency(

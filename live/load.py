@@ -1,7 +1,8 @@
 """A load generator: the requests of a workload, at their times, as jobs of a service.
 
 Knows the true lengths: each job asks its engine for exactly so many tokens, while the scheduler is told no
-more than a client would. Prompts are random tokens, so that none finds another's in a prefix cache.
+more than a client would. Prompts are random tokens, so that none finds another's in a prefix cache; nor those
+of an earlier run, as each begins with tokens that no seed gives.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ from live.service import Service
 from live.ticket import Ticket
 from qlm_sim.workload.workload import Workload
 
+FRESH_TOKENS = 8
+"""First tokens of a prompt that no seed gives."""
 FIRST_PLAIN_TOKEN = 100
 """Token ids below are left alone: beginnings, ends, padding."""
 
@@ -58,7 +61,7 @@ async def offer(
 
     ``vocabulary``: token ids that each model knows. Loses nothing: a request that fails is in ``failed``.
     """
-    generator = np.random.default_rng(seed)
+    generator, fresh = np.random.default_rng(seed), np.random.default_rng()
     began_at = service.now()
     told: dict[str, Told] = {}
     failed: dict[str, str] = {}
@@ -85,6 +88,8 @@ async def offer(
                     forecast.position, forecast.mean_s, forecast.median_s, forecast.quantile(0.9)
                 )
             prompt = generator.integers(FIRST_PLAIN_TOKEN, vocabulary[request.model], request.prompt_tokens)
+            start = prompt[:FRESH_TOKENS]
+            start[:] = fresh.integers(FIRST_PLAIN_TOKEN, vocabulary[request.model], len(start))
             body = {
                 "prompt": prompt.tolist(),
                 "max_tokens": output_tokens,

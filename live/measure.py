@@ -7,15 +7,13 @@ from pathlib import Path
 from live.build import make_service, scheduler_settings
 from live.config import LiveConfig
 from live.load import Offered, offer
-from live.run_log import RunLog
+from live.run_log import RunLog, as_they_are
 from qlm_sim.cluster.simulation import simulate
 from qlm_sim.core.types import InstanceSpec
 from qlm_sim.errors import InputError
 from qlm_sim.event_log import EventLogWriter, LogHeader
-from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.metrics.run import PolicyRun, conclude
 from qlm_sim.models.engine_config import EngineConfig
-from qlm_sim.plan_log import PlanLog
 from qlm_sim.policies import make_core
 from qlm_sim.solver.inline import InlineSolver
 from qlm_sim.solver.search import solve
@@ -31,7 +29,7 @@ class LiveRun:
 
     run: PolicyRun
     instances: tuple[InstanceSpec, ...]
-    """As they were when it began."""
+    """As they were when the first request came, before any warm-up."""
     offered: Offered
 
 
@@ -55,10 +53,14 @@ async def run_live(
     vocabulary: Mapping[str, int],
     *,
     seed: int,
+    warm_up_s: float = 0.0,
     record: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LiveRun:
-    """Offer the workload to the cluster of ``config``, once all of its engines are up. Raises InputError."""
+    """Offer the workload to the cluster of ``config``, once all of its engines are up. Raises InputError.
+
+    What arrives in the first ``warm_up_s`` is served as all else, and is no part of the run.
+    """
     service = make_service(config)
     events = None if record is None else EventLogWriter(record, log_header(config))
     if events is not None:
@@ -69,7 +71,8 @@ async def run_live(
             await service.wait_up(START_S)
         except TimeoutError:
             raise InputError(f"not all engines were up within {START_S:.0f} s; see the log above") from None
-        log = RunLog(service.core, service.now())
+        instances = as_they_are(service.core)
+        log = RunLog(service.core, service.now() + warm_up_s)
         service.add_listener(log)
         offered = await offer(service, workload, vocabulary, seed=seed, progress=progress)
     finally:
@@ -77,16 +80,18 @@ async def run_live(
         if events is not None:
             events.close()
     policy = config.scheduler.policy
-    run = conclude(policy, log.recorder, config.slo, offered.ended_at, log.plans)
-    return LiveRun(run, log.instances, offered)
+    run = conclude(policy, log.recorder, config.slo, offered.ended_at - warm_up_s, log.plans)
+    return LiveRun(run, instances, offered)
 
 
-def run_simulated(config: LiveConfig, workload: Workload, instances: tuple[InstanceSpec, ...]) -> PolicyRun:
-    """The same requests at the same times, on simulated instances."""
-    engine = EngineConfig(block_size=config.engine[0].block_size)
+def run_simulated(
+    config: LiveConfig, workload: Workload, instances: tuple[InstanceSpec, ...], warm_up_s: float = 0.0
+) -> PolicyRun:
+    """The same requests at the same times, on simulated instances. Prefixes are cached, as vLLM does unless
+    told otherwise: what was evicted and comes back finds its own."""
+    engine = EngineConfig(block_size=config.engine[0].block_size, enable_prefix_caching=True)
     policy, settings = config.scheduler.policy, scheduler_settings(config)
-    recorder = RunRecorder(instances)
-    log = PlanLog(recorder)
     core = make_core(policy, instances, settings)
+    log = RunLog(core, warm_up_s)
     end = simulate(workload, instances, engine, core, log, solver=InlineSolver(solve))
-    return conclude(policy, recorder, workload.slo_classes, end.ended_at, log.plans)
+    return conclude(policy, log.recorder, workload.slo_classes, end.ended_at - warm_up_s, log.plans)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ BUDGET_S = 0.25
 INLINE_BUDGET = 2_000
 """Groups followed for a plan that is solved in place: it holds up the service, a few milliseconds."""
 LEAST_BUDGET = 500
+NICENESS = 5
+"""A plan may come later: what serves goes first where they share a machine."""
 
 
 class ProcessSolver:
@@ -133,6 +136,7 @@ class ProcessSolver:
 def _work(connection: Connection) -> None:
     """What the process does, until its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
     with suppress(EOFError, ConnectionError):
         while True:
             problem, budget = connection.recv()

@@ -55,6 +55,7 @@ def main() -> None:
             scale=1.0,
             load=args.load,
             arriving_s=args.seconds,
+            steady=("interactive", "batch"),
             engine_env={name: {"CUDA_VISIBLE_DEVICES": str(n)} for n, name in enumerate(engines)},
         )
     )

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,13 @@ from qlm_sim.errors import InputError
 
 if TYPE_CHECKING:
     from live.config import EngineConfig, LiveConfig
+    from live.engines.instance import Instance
     from qlm_sim.calibration.fit import FitResult
     from qlm_sim.models.specs import ModelSpec
     from qlm_sim.validation.request_log import RequestLog
+
+
+SWAP_ROUNDS = 2
 
 
 def add_to(commands: Commands) -> None:
@@ -24,8 +29,7 @@ def add_to(commands: Commands) -> None:
         help="measure the engines of a config and write their hardware profiles",
         description="Start or attach to the engines, which must be idle, measure all of them at the same "
         "time (some minutes), and write for each a profile that its key gpu takes. Engines that share a "
-        "machine slow each other as they will in service. Times of swaps are no part of it: they are learnt "
-        "from every swap.",
+        "machine slow each other as they will in service. Engines with several models are made to swap too.",
         epilog="examples:\n  qlm-live profile --config live.toml\n"
         "  qlm-live profile --config live.toml --engine e0 --out profiles\n",
     )
@@ -34,6 +38,13 @@ def add_to(commands: Commands) -> None:
         "--engine", action="append", metavar="ID", help="only this; repeatable (default: all)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the prompts (default: 0)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="begin no further round of requests after so long; two are made in any case (default: 300)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", default=".", metavar="DIR", help="where <engine>.toml goes (default: here)")
     output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
@@ -53,21 +64,30 @@ def run(args: argparse.Namespace) -> int:
     if not out.is_dir():
         raise InputError(f"--out: {out} is not a directory")
     with progress(args.quiet) as update:
-        logs = asyncio.run(_measure(config, engines, args.seed, update))
-    for engine, (log, version) in zip(engines, logs, strict=True):
+        measured = asyncio.run(_measure(config, engines, args.seed, args.seconds, update))
+    for engine, each in zip(engines, measured, strict=True):
         say(f"fitting {engine.id}", args.quiet)
-        _fit(config, engine, log, version, out / f"{engine.id}.toml")
+        _fit(config, engine, each, out / f"{engine.id}.toml")
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What an engine did."""
+
+    log: "RequestLog"
+    version: str | None
+    later_s: float | None
+    """How much longer its swaps took than promised, on average; None where it never swaps."""
+
+
 async def _measure(
-    config: "LiveConfig", engines: "list[EngineConfig]", seed: int, update: Update
-) -> "list[tuple[RequestLog, str | None]]":
-    """Each engine's measured requests and its version."""
+    config: "LiveConfig", engines: "list[EngineConfig]", seed: int, most_s: float, update: Update
+) -> list[_Measured]:
     from live.build import make_service
     from live.engines.http import HttpBackend
     from live.measure import START_S
-    from qlm_sim.calibration.server import Server, sweep
+    from qlm_sim.calibration.server import InStep, Server, plan_for, sweep
 
     service = make_service(config)
     await service.start()
@@ -76,28 +96,63 @@ async def _measure(
             await service.wait_up(START_S)
         except TimeoutError:
             raise InputError(f"not all engines were up within {START_S:.0f} s; see the log above") from None
+        instances = [service.engines.instances[each.id] for each in engines]
+        servers = []
+        for instance in instances:
+            if not isinstance(instance.backend, HttpBackend):
+                raise InputError(
+                    f"engine {instance.id}: runs in this process, and is measured over HTTP alone"
+                )
+            servers.append(Server(instance.backend.url))
+        loop = asyncio.get_running_loop()
+        facts = [await loop.run_in_executor(None, server.facts, None) for server in servers]
+        limits = [instance.models[instance.model] for instance in instances]
+        plan = plan_for(
+            min(each.max_num_seqs for each in limits), min(each.max_model_len for each in limits), most_s
+        )
+        in_step = InStep(len(engines), most_s)
 
-        def measure(engine: "EngineConfig") -> "tuple[RequestLog, str | None]":
-            instance = service.engines.instances[engine.id]
-            backend = instance.backend
-            if not isinstance(backend, HttpBackend):
-                raise InputError(f"engine {engine.id}: runs in this process, and is measured over HTTP alone")
-            server = Server(backend.url)
-            facts = server.facts(None)
-            log = sweep(
-                server,
-                facts,
-                vocabulary=_model_spec(config, instance.model).vocab_size,
-                seed=seed,
-                progress=lambda done, total: update(f"measuring {engine.id}", done, total),
+        def measure(number: int) -> "RequestLog":
+            name = engines[number].id
+            return sweep(
+                servers[number],
+                facts[number],
+                vocabulary=_model_spec(config, instances[number].model).vocab_size,
+                seed=seed + number,
+                plan=plan,
+                in_step=in_step,
+                progress=lambda done, total: update(f"measuring {name}", done, total),
             )
-            return log, facts.version
 
         with ThreadPoolExecutor(len(engines)) as pool:
             loop = asyncio.get_running_loop()
-            return await asyncio.gather(*(loop.run_in_executor(pool, measure, each) for each in engines))
+            logs = await asyncio.gather(
+                *(loop.run_in_executor(pool, measure, n) for n in range(len(engines)))
+            )
+        later = [await _swaps_later_s(instance, update) for instance in instances]
+        return [
+            _Measured(log, each.version, later_s)
+            for log, each, later_s in zip(logs, facts, later, strict=True)
+        ]
     finally:
         await service.stop()
+
+
+async def _swaps_later_s(instance: "Instance", update: Update) -> float | None:
+    """Swap to every model and back, after a round that only warms up."""
+    home, promised = instance.model, dict(instance.models)
+    others = [name for name in promised if name != home]
+    if not others:
+        return None
+    later = []
+    for number in range(SWAP_ROUNDS + 1):
+        for model in (*others, home):
+            swap_s = await instance.swap_and_wait(model)
+            if number:
+                before = promised[model]
+                later.append(swap_s - (before.swap_in_s if instance.spec.host_bytes else before.load_s))
+        update(f"swapping on {instance.id}", number + 1, SWAP_ROUNDS + 1)
+    return sum(later) / len(later)
 
 
 def _model_spec(config: "LiveConfig", name: str) -> "ModelSpec":
@@ -109,12 +164,10 @@ def _model_spec(config: "LiveConfig", name: str) -> "ModelSpec":
     return replace(load_model(model.config or model.name), name=name)
 
 
-def _fit(
-    config: "LiveConfig", engine: "EngineConfig", log: "RequestLog", version: str | None, path: Path
-) -> None:
+def _fit(config: "LiveConfig", engine: "EngineConfig", measured: _Measured, path: Path) -> None:
     """Fit the engine's profile to its log, and write it."""
     from live.build import DEFAULT_GPU, promise
-    from qlm_sim.calibration.factors import with_factors
+    from qlm_sim.calibration.factors import with_factors, with_swaps
     from qlm_sim.calibration.fit import Target, fit_factors
     from qlm_sim.calibration.observations import Observation
     from qlm_sim.calibration.profile_file import profile_toml
@@ -122,6 +175,7 @@ def _fit(
     from qlm_sim.models.engines import DEFAULT_ENGINE, load_engine
     from qlm_sim.models.hardware import load_gpu
 
+    log, version = measured.log, measured.version
     name = engine.resident or engine.models[0]
     gpu, model = load_gpu(engine.gpu or DEFAULT_GPU), _model_spec(config, name)
     running = DEFAULT_ENGINE if version is None else "vllm-" + ".".join(version.split("+")[0].split(".")[:2])
@@ -138,10 +192,14 @@ def _fit(
         "by qlm-live profile"
     )
     fitted = with_factors(gpu, model, engine.tp, result.factors, name=path.stem, source=source)
+    if measured.later_s is not None:
+        fitted = with_swaps(fitted, measured.later_s, source)
     path.write_text(
         profile_toml(fitted, held_out_mape=result.held_out_mape, comment=source), encoding="utf-8"
     )
     _print(engine.id, name, running, result, path)
+    if measured.later_s is not None:
+        print(f"swaps: {measured.later_s:+.2f} s a swap, as to what was promised; now in the profile")
 
 
 def _print(engine: str, model: str, version: str, result: "FitResult", path: Path) -> None:

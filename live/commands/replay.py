@@ -133,13 +133,24 @@ def _run_live(args: argparse.Namespace) -> "tuple[list[LiveRun], dict[str, Any]]
                 workload,
                 vocabulary,
                 seed=args.seed,
+                warm_up_s=args.warm_up,
                 record=Path(args.record) if args.record else None,
                 progress=lambda done, total, name=name: update(name, done, total),  # type: ignore[misc]
             )
             runs.append(asyncio.run(run))
     flags = {
         name: getattr(args, name)
-        for name in ("trace", "requests", "rate", "arrivals", "speedup", "scale_lengths", "mix", "seed")
+        for name in (
+            "trace",
+            "requests",
+            "rate",
+            "arrivals",
+            "speedup",
+            "scale_lengths",
+            "mix",
+            "seed",
+            "warm_up",
+        )
         if getattr(args, name) is not None
     }
     return runs, {"live": {"config": Path(args.config).name, "policies": policies} | flags}
@@ -163,7 +174,10 @@ def _simulated(args: argparse.Namespace, live: "list[LiveRun]") -> "list[PolicyR
 
     config = load_config(args.config)
     workload, _, _ = _workload(args, config)
-    return [run_simulated(with_policy(config, each.run.name), workload, each.instances) for each in live]
+    return [
+        run_simulated(with_policy(config, each.run.name), workload, each.instances, args.warm_up)
+        for each in live
+    ]
 
 
 def _write(args: argparse.Namespace, runs: "list[PolicyRun]", table: dict[str, Any]) -> None:

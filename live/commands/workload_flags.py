@@ -43,6 +43,13 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         help="share of requests of this model and SLO class; repeatable (default: all alike)",
     )
     requests.add_argument("--seed", type=int, default=0, metavar="S", help="seed of mix, lengths, arrivals")
+    requests.add_argument(
+        "--warm-up",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="leave the requests of the first S seconds out of the report (default: 0)",
+    )
     requests.add_argument("--format", metavar="F", help="the trace's format, where it is not recognised")
     parser.add_argument(
         "--policy", action="append", metavar="NAME", help="run under it; repeatable (default: the config's)"
@@ -61,6 +68,8 @@ def make_workload(
     for flag, value in (("--speedup", args.speedup), ("--scale-lengths", args.scale_lengths)):
         if not 0 < value < float("inf"):
             raise InputError(f"{flag}: found {value}, expected a number above 0")
+    if not 0 <= args.warm_up < float("inf"):
+        raise InputError(f"--warm-up: found {args.warm_up}, expected seconds, 0 or more")
     notes: list[str] = []
     trace = read_trace(args.trace, format=args.format, warn=notes.append)
     if args.scale_lengths != 1.0:

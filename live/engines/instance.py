@@ -45,6 +45,11 @@ class Watch:
     backoff_s: float = 1.0
     """Before an engine that went down is started again; doubles with each failure in a row."""
     most_backoff_s: float = 60.0
+    swap_times: float = 10.0
+    """A swap that takes so many times as long as the last one hangs; twice that, where there was none and
+    the profile tells ..."""
+    least_swap_s: float = 30.0
+    """... and no less than this."""
 
 
 MOST_MISSES = 3
@@ -98,6 +103,7 @@ class Instance:
         self._busy_s = 0.0
         self._busy_since: float | None = None
         self._misses = 0
+        self._swapped_to: set[str] = set()
 
     def connect(
         self,
@@ -249,10 +255,20 @@ class Instance:
             self.swapping_to = model
             self._spawn(self._swap(model))
 
+    async def swap_and_wait(self, model: str) -> float:
+        """The same, and the seconds that it took. Raises EngineError where it comes to nothing."""
+        self.swap(model)
+        began_at = self._now()
+        while self.swapping_to is not None:
+            await asyncio.sleep(0.002)
+        if self.status is not Status.UP or self.model != model:
+            raise EngineError(f"engine {self.id} does not swap to {model}; see the log above")
+        return self._now() - began_at
+
     async def _swap(self, model: str) -> None:
         start = self._now()
         try:
-            backend = await self._residency.swap(self.model, model)
+            backend = await self._residency.swap(self.model, model, self._patience_s(model))
         except EngineError as error:
             self.go_down(f"swap to {model}: {error}")
             return
@@ -263,11 +279,19 @@ class Instance:
         self.model = model
         self.swapping_to = None
         self.status = Status.UP
+        self._swapped_to.add(model)
         before = self.models[model]
         self.models[model] = (
             replace(before, swap_in_s=swap_s) if self._host_bytes else replace(before, load_s=swap_s)
         )
         self._post(ModelSwapped(self.id, model, swap_s))
+
+    def _patience_s(self, model: str) -> float:
+        """After which a swap to the model is given up."""
+        profile, watch = self.models[model], self._watch
+        expected_s = profile.swap_in_s if self._host_bytes else profile.load_s
+        times = watch.swap_times if model in self._swapped_to else 2 * watch.swap_times
+        return max(watch.least_swap_s, times * expected_s)
 
     # What the attempts tell.
 

@@ -12,8 +12,6 @@ from live.engines.backend import Backend, EngineError, EngineFacts
 
 log = logging.getLogger(__name__)
 
-SWAP_TIMEOUT_S = 600.0
-
 
 class Server(Protocol):
     """One engine with its process, if that is ours."""
@@ -39,8 +37,11 @@ class Residency(Protocol):
         """Bring everything up, ``model`` serving. Raises EngineError."""
         ...
 
-    async def swap(self, old: str, new: str) -> Backend:
-        """Serve ``new`` instead of ``old``. Raises EngineError."""
+    async def swap(self, old: str, new: str, patience_s: float) -> Backend:
+        """Serve ``new`` instead of ``old``. Raises EngineError.
+
+        ``patience_s``: for servers that are up; one that is started has its own time for that.
+        """
         ...
 
     def facts_of(self, model: str) -> EngineFacts | None:
@@ -77,14 +78,14 @@ class Sleepers:
                 await server.backend.sleep(self._level)
         return self._servers[model].backend
 
-    async def swap(self, old: str, new: str) -> Backend:
+    async def swap(self, old: str, new: str, patience_s: float) -> Backend:
         try:
-            async with asyncio.timeout(SWAP_TIMEOUT_S):
+            async with asyncio.timeout(patience_s):
                 await self._servers[old].backend.sleep(self._level)
                 backend = self._servers[new].backend
                 await backend.wake_up(self._level)
         except TimeoutError:
-            raise EngineError(f"it took more than {SWAP_TIMEOUT_S:.0f} s") from None
+            raise EngineError(f"it takes more than {patience_s:.0f} s") from None
         return backend
 
     def facts_of(self, model: str) -> EngineFacts | None:
@@ -111,7 +112,7 @@ class Restarter:
             self._facts[model] = await self._server.backend.facts()
         return self._server.backend
 
-    async def swap(self, old: str, new: str) -> Backend:
+    async def swap(self, old: str, new: str, patience_s: float) -> Backend:
         await self._server.stop(kill=False)
         return await self.start(new)
 

@@ -278,7 +278,7 @@ class _Control:
             "/pause": self.pause,
             "/resume": self.resume,
             "/abort_requests": self.abort_requests,
-            "/collective_rpc": self.done,
+            "/collective_rpc": self.collective_rpc,
             "/reset_prefix_cache": self.done,
         }
         return [Route(path, method, methods=["GET"]) for path, method in get.items()] + [
@@ -357,8 +357,15 @@ class _Control:
     async def wake_up(self, request: HttpRequest) -> Response:
         tags = request.query_params.getlist("tags")
         if not tags or "kv_cache" in tags:
+            if not self._engine.weights:
+                return JSONResponse({"error": "vLLM would speak nonsense: no weights were loaded"}, 500)
             await self._engine.wake_up()
         return Response()
+
+    async def collective_rpc(self, request: HttpRequest) -> Response:
+        if _decode(await request.body()).get("method") == "reload_weights":
+            await self._engine.reload_weights()
+        return JSONResponse({"results": [None]})
 
     async def is_sleeping(self, request: HttpRequest) -> Response:
         return JSONResponse({"is_sleeping": self._engine.sleep_level is not None})

@@ -83,6 +83,8 @@ class FakeEngine:
         self.mean_output_tokens = mean_output_tokens
         self.sleep_level: int | None = None
         """vLLM's sleep level while it sleeps."""
+        self.weights = True
+        """Whether it has its weights: at level 2 they must be loaded anew."""
         self.paused = False
         self.frozen = False
         """It hangs: no iteration is done any more, though the server answers (for tests)."""
@@ -173,13 +175,18 @@ class FakeEngine:
         """Drop what runs and give the memory free; takes as long as moving the weights out."""
         self.abort_all()
         self.sleep_level = level
+        self.weights = level < 2
         await asyncio.sleep(0.1 * self.profile.swap_in_s * self.time_scale)
 
     async def wake_up(self) -> None:
-        seconds = self.profile.swap_in_s if self.sleep_level == 1 else self.profile.load_s
+        seconds = self.profile.swap_in_s if self.sleep_level == 1 else 0.0
         await asyncio.sleep(seconds * self.time_scale)
         self.sleep_level = None
         self.go_on()
+
+    async def reload_weights(self) -> None:
+        await asyncio.sleep(self.profile.load_s * self.time_scale)
+        self.weights = True
 
     def go_on(self) -> None:
         """Look again whether there is something to do."""

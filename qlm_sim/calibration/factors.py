@@ -6,12 +6,16 @@ Knows profiles and step times; nothing of measurements.
 import math
 from dataclasses import astuple, dataclass, fields, replace
 
+import numpy as np
+
 from qlm_sim.models.engines import EngineVersion
-from qlm_sim.models.hardware import Coefficient, GpuProfile
+from qlm_sim.models.hardware import TOKEN_GRID, Coefficient, GpuProfile
 from qlm_sim.models.specs import ModelSpec
 
 SEQUENCE_S = 5e-6
 """Seconds per sequence that ``Factors.sequence`` scales beside the profile's own, which may be nearly 0."""
+
+LEAST_WAKE_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,15 @@ def with_factors(
 ) -> GpuProfile:
     """The profile that is slower by ``factors``, with kernels for this model and degree alone.
 
-    Efficiencies stay; the peaks that they are shares of change, so that no share exceeds 1.
+    Efficiencies stay; the peaks that they are shares of change, so that no share exceeds 1. Where bandwidth
+    and peak FLOPS change in unlike measure, an iteration is bound by the latter from another number of tokens
+    on, and the efficiency's course over tokens, which is worst about there, moves with it.
     """
     kernels = gpu.kernel_fit(model, tp)
+    moved = factors.memory / factors.compute
+    products = np.interp(
+        np.log(TOKEN_GRID) - math.log(moved), np.log(TOKEN_GRID), kernels.products_efficiency
+    )
     sequence_s = factors.sequence * (model.layers * kernels.sequence_layer_s + SEQUENCE_S) - SEQUENCE_S
 
     def slower(peak: Coefficient, factor: float) -> Coefficient:
@@ -61,6 +71,7 @@ def with_factors(
                 model=model.name,
                 tp=tp,
                 weight_bytes_per_gpu=model.weight_bytes / tp,
+                products_efficiency=tuple(products.tolist()),
                 layer_s=kernels.layer_s * factors.iteration,
                 sequence_layer_s=max(1e-12, sequence_s / model.layers),
                 held_out_mape=None,
@@ -69,6 +80,11 @@ def with_factors(
             ),
         ),
     )
+
+
+def with_swaps(gpu: GpuProfile, later_s: float, source: str) -> GpuProfile:
+    """The profile whose swaps take so many seconds more, or fewer where negative: in their fixed part."""
+    return replace(gpu, wake_s=Coefficient(max(LEAST_WAKE_S, gpu.wake_s.value + later_s), "measured", source))
 
 
 def request_s(engine: EngineVersion, factors: Factors) -> float:

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +21,8 @@ from qlm_sim.errors import InputError
 from qlm_sim.validation.request_log import RequestLog
 
 TIMEOUT_S = 300.0
+FRESH_TOKENS = 8
+"""First tokens of a prompt that no seed gives: another sweep's prompts are not found in a prefix cache."""
 LEAST_TOKENS = 8
 """Fewer tokens tell no time per token: a busy server sends some of them together."""
 
@@ -37,6 +39,48 @@ class SweepPlan:
     """Prompt tokens of those, short and long: what reading the KV cache takes."""
     output_tokens: int = 48
     repeats: int = 3
+    most_s: float = math.inf
+    """Once it has taken so long, no further repeat is begun. Two rounds are made, whatever they take."""
+
+    def kinds(self, max_model_len: int | None) -> list[tuple[int, int, int]]:
+        """(requests together, prompt tokens, output tokens) of each kind that the server takes."""
+        room = (max_model_len or 4096) - self.output_tokens - 1
+        kinds = [(1, prompt, 2) for prompt in self.prompts if prompt <= room]
+        contexts = [prompt for prompt in self.contexts if prompt <= room]
+        return kinds + [(batch, prompt, self.output_tokens) for prompt in contexts for batch in self.batches]
+
+
+def plan_for(max_num_seqs: int, max_model_len: int, most_s: float) -> SweepPlan:
+    """What tells most of an engine with these limits: what fits it at once, and twice as much."""
+    whole = SweepPlan()
+    batches = {batch for batch in whole.batches if batch < max_num_seqs} | {max_num_seqs, 2 * max_num_seqs}
+    return replace(
+        whole,
+        prompts=tuple(prompt for prompt in whole.prompts if prompt <= max_model_len // 2),
+        batches=tuple(sorted(batch for batch in batches if batch <= whole.batches[-1])),
+        contexts=tuple(min(prompt, max_model_len // 4) for prompt in whole.contexts),
+        most_s=most_s,
+    )
+
+
+class InStep:
+    """Lets sweeps of several servers measure the same kind at the same time, until time is up."""
+
+    def __init__(self, sweeps: int, most_s: float) -> None:
+        self._barrier = threading.Barrier(sweeps, self._look)
+        self._until = time.monotonic() + most_s
+        self._over = False
+
+    def _look(self) -> None:
+        self._over = time.monotonic() > self._until
+
+    def time_left(self) -> bool:
+        """Waits for the others. Raises threading.BrokenBarrierError once one has given up."""
+        self._barrier.wait()
+        return not self._over
+
+    def give_up(self) -> None:
+        self._barrier.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,27 +199,40 @@ def sweep(
     vocabulary: int,
     seed: int,
     plan: SweepPlan = SweepPlan(),
+    in_step: InStep | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RequestLog:
     """Measure: each prompt length alone, then batches that come together, as far as the server takes them.
 
-    Prompts are random tokens, so that no prefix cache helps. ``progress`` is told (kinds done, kinds).
+    All kinds in turn, again and again, so that a machine whose speed drifts is met at all its speeds. Prompts
+    are random tokens, and their first ones are never the same, so that no prefix cache helps. ``in_step``:
+    shared with the sweeps of other servers, which have the same kinds. ``progress`` is told (done, in all).
     """
-    rng = np.random.default_rng(seed)
-    room = (facts.max_model_len or 4096) - plan.output_tokens - 1
-    kinds = [(1, prompt, 2) for prompt in plan.prompts if prompt <= room]
-    contexts = [prompt for prompt in plan.contexts if prompt <= room]
-    kinds += [(batch, prompt, plan.output_tokens) for prompt in contexts for batch in plan.batches]
+    rng, fresh = np.random.default_rng(seed), np.random.default_rng()
+    lowest = min(100, vocabulary // 2)
+    kinds = plan.kinds(facts.max_model_len)
     if not kinds:
         raise InputError(f"the server takes {facts.max_model_len} tokens a request, too few to measure with")
+    in_step = in_step or InStep(1, plan.most_s)
     rows: list[tuple[float, float, float, int, int, int]] = []
-    for number, (batch, prompt, output) in enumerate(kinds):
+    try:
         for repeat in range(plan.repeats + 1):
-            prompts = rng.integers(min(100, vocabulary // 2), vocabulary, size=(batch, prompt)).tolist()
-            answers = _together(server, facts.served_model, prompts, output)
-            if repeat:
-                rows += [(sent, first, last, tokens, prompt, batch) for sent, first, last, tokens in answers]
-        progress(number + 1, len(kinds))
+            if not in_step.time_left() and repeat > 1:
+                break
+            for number, (batch, prompt, output) in enumerate(kinds):
+                prompts = rng.integers(lowest, vocabulary, size=(batch, prompt))
+                start = prompts[:, :FRESH_TOKENS]
+                start[:] = fresh.integers(lowest, vocabulary, size=start.shape)
+                in_step.time_left()
+                answers = _together(server, facts.served_model, prompts.tolist(), output)
+                if repeat:
+                    rows += [
+                        (sent, first, last, tokens, prompt, batch) for sent, first, last, tokens in answers
+                    ]
+                progress(repeat * len(kinds) + number + 1, (plan.repeats + 1) * len(kinds))
+    except BaseException:
+        in_step.give_up()
+        raise
     rows.sort()
     sent, first, last, tokens, lengths, together = (np.array(column) for column in zip(*rows, strict=True))
     # Which of those sent together the engine takes first is chance: only their ends can be compared.

@@ -63,7 +63,7 @@ class QlmPolicy:
         self._question_snapshot = SnapshotTaker(ledgers, asked, self._weights)
         """For questions, so that they leave no trace in what decisions see."""
         self._queues = VirtualQueues(ledgers, self._snapshot, self._delta)
-        self._visits = Visits(self._snapshot)
+        self._visits = Visits(self._snapshot, ledgers)
         self._leave_at = self._visits.leave_at
         self._hungry: dict[str, dict[str, None]] = {}
         """By loaded model: instances that were left with nothing to serve."""
@@ -111,6 +111,8 @@ class QlmPolicy:
         model = item.request.model
         if item.request.slo_s > self._loosest_slo_s:
             self._loosest_slo_s = item.request.slo_s
+        if not item.attempt:
+            self._visits.arrived(item.request, now)
         group = self._queues.join(item, now)
         home = group.instance
         helper = self._helper(model, home) if self._hungry.get(model) else None
@@ -153,18 +155,27 @@ class QlmPolicy:
                 return queue[0].head
         else:
             self._leave_at.set(ledger.id, _NEVER)
-        if resident is None and self._balancing and model is not None:
-            resident = self._steal(model)
+        if self._balancing and model is not None:
             if resident is None:
-                self._hungry.setdefault(model, {})[ledger.id] = None
+                resident = self._steal(model, decided=False) or self._steal(model, decided=True)
+                if resident is None:
+                    self._hungry.setdefault(model, {})[ledger.id] = None
+            else:
+                other = self._steal(model, decided=False)
+                if (
+                    other is not None
+                    and other.first_deadline < resident.first_deadline
+                    and self._ledgers[other.instance].model != model
+                ):
+                    resident = other
         return resident.items[0] if resident is not None else None
 
-    def _steal(self, model: str) -> RequestGroup | None:
-        """The most urgent group of the model, wherever it waits.
+    def _steal(self, model: str, *, decided: bool) -> RequestGroup | None:
+        """The most urgent group of the model, wherever it waits, with something to win or not.
 
         Not one whose own instance is loading the model: it waits for that.
         """
-        best = self._queues.most_urgent(model)
+        best = self._queues.most_urgent(model, decided=decided)
         if best is not None:
             own = self._ledgers[best.instance]
             if own.model != model == own.next_model and own.ready_at < best.first_deadline:

@@ -11,7 +11,7 @@ from qlm_sim.core.plan import GroupService, InstanceState, WaitingGroup
 from qlm_sim.core.types import InstanceSpec, ModelOnInstance
 from qlm_sim.estimator.lengths import LengthStatistics
 from qlm_sim.estimator.service import ServiceEstimator, group_service
-from qlm_sim.estimator.steps import decode_step_s
+from qlm_sim.estimator.steps import decode_step_s, prefill_s
 
 _LOG_PROMPT_STEP = log(1.25)
 """Services are computed once per prompt length, to this factor."""
@@ -152,6 +152,30 @@ class SnapshotTaker:
         kept = keeps_kv(profile, max(1.0, tokens / len(ledger.running)))
         moves_s = tokens * profile.kv_restore_token_s if kept else 0.0
         return token_s + moves_s
+
+    def again_s(self, ledger: InstanceLedger, now: float) -> float:
+        """Seconds of prefill that evicting all that runs would cost later, where no KV is kept."""
+        profile = ledger.profile
+        if profile is None or not ledger.running:
+            return 0.0
+        assert ledger.model is not None
+        running = len(ledger.running)
+        tokens = ledger.context_tokens + self.estimator.generated_tokens(ledger, now)
+        if keeps_kv(profile, max(1.0, tokens / running)):
+            return 0.0
+        each_s = prefill_s(profile, tokens / running, running, tokens)
+        return running * self.estimator.slowness(ledger, ledger.model) * each_s
+
+    def keeps(self, ledger: InstanceLedger, group: RequestGroup) -> bool:
+        """Whether the instance keeps the KV of such requests when it evicts them."""
+        return keeps_kv(ledger.spec.models[group.key.model], group.context_tokens / len(group))
+
+    def request_s(self, ledger: InstanceLedger, model: str, prompt_tokens: float) -> float:
+        """Seconds of the instance that one request of the model takes when its batch is full."""
+        lengths = self.lengths_of(model)
+        slowness = self.estimator.slowness(ledger, model)
+        service = group_service(ledger.spec.models[model], prompt_tokens, lengths, slowness)
+        return service.prefill_s + service.decode_s
 
     def batch_use(self, ledger: InstanceLedger, joining: int = 0) -> float:
         """Token throughput of what runs now, and so many more like it, as a share of the full batch's."""

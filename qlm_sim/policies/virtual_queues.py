@@ -51,7 +51,8 @@ class VirtualQueues:
                 self._capable.setdefault(model, []).append(ledger)
         self._limits: dict[GroupKey, int] = {}
         """Sizes of new groups, as reckoned since the last ``regroup``."""
-        self._of_model: dict[str, DeadlineIndex] = {}
+        self._of_model: dict[tuple[str, bool], DeadlineIndex] = {}
+        """By model: groups with something to win, and (True) those that are decided."""
         self._undecided = DeadlineIndex(self._table.groups)
         self._relegated: list[tuple[float, int, Tracked]] = []
         """Heap of what has been late, by when its next turn comes; it may have left since."""
@@ -90,18 +91,19 @@ class VirtualQueues:
             self._index(group)
 
     def _index(self, group: RequestGroup) -> None:
-        index = self._of_model.get(group.key.model)
+        key = group.key.model, group.key.decided
+        index = self._of_model.get(key)
         if index is None:
-            index = self._of_model[group.key.model] = DeadlineIndex(self._table.groups)
+            index = self._of_model[key] = DeadlineIndex(self._table.groups)
         index.add(group)
         if not group.key.decided:
             self._undecided.add(group)
             if group.first_deadline < self.review_at:
                 self.review_at = group.first_deadline
 
-    def most_urgent(self, model: str) -> RequestGroup | None:
-        """The group of the model with the earliest deadline, wherever it stands."""
-        index = self._of_model.get(model)
+    def most_urgent(self, model: str, *, decided: bool) -> RequestGroup | None:
+        """The group of the model with the earliest deadline, of those with something to win or of others."""
+        index = self._of_model.get((model, decided))
         return index.earliest() if index is not None else None
 
     # Groups

@@ -13,7 +13,7 @@ from qlm_sim.errors import InputError
 from qlm_sim.models.deployment import deploy
 from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.models.engines import load_engine
-from qlm_sim.models.hardware import load_gpu
+from qlm_sim.models.hardware import TOKEN_GRID, load_gpu
 from qlm_sim.models.specs import load_model
 from qlm_sim.models.step_time import step_model
 from qlm_sim.validation.request_log import RequestLog
@@ -82,6 +82,19 @@ def test_what_was_not_measured_stays_as_shipped(target: Target) -> None:
     assert "compute" not in found.determined
     assert found.factors.compute == pytest.approx(1.0, abs=0.05)
     assert found.mape < 0.01
+
+
+def test_the_corner_of_the_roofline_moves_with_what_bounds_it(target: Target) -> None:
+    """An engine with far more bandwidth for its FLOPS is bound by these from few tokens on."""
+    shift = 12.0
+    gpu = with_factors(target.gpu, target.model, 1, Factors(compute=shift), name="cpu", source="made up")
+    ours, theirs = (
+        gpu.kernels[0].products_efficiency,
+        target.gpu.kernel_fit(target.model, 1).products_efficiency,
+    )
+    for tokens, efficiency in zip(TOKEN_GRID, ours, strict=True):
+        there = np.interp(np.log(tokens * shift), np.log(TOKEN_GRID), theirs)
+        assert efficiency == pytest.approx(there)
 
 
 def test_the_written_profile_has_the_fitted_step_times(target: Target, tmp_path) -> None:

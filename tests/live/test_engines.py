@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from fakes import PROFILE, WATCH, QuickStep, expected_text, fake_instance, job, read, serving_jobs, text_of
@@ -16,7 +17,7 @@ from live.engines.instance import Instance, Status, Watch
 from live.engines.residency import Sleepers
 from live.engines.supervise import SupervisedServer
 from live.jobs import COMPLETIONS, Job
-from qlm_sim.core.events import InstanceUp, ModelSwapped, RequestFinished
+from qlm_sim.core.events import InstanceDown, InstanceUp, ModelSwapped, RequestFinished
 from qlm_sim.core.types import Request
 
 FAKE_ENGINE = [
@@ -214,6 +215,43 @@ def test_a_measured_swap_corrects_the_profile(swap):
             assert min(measured) <= ledger.swap_s("b") <= max(measured)
             profile = instance.models["b"]  # what the core is told when the instance comes up anew
             assert (profile.swap_in_s if swap == "sleep" else profile.load_s) == measured[-1]
+
+    asyncio.run(main())
+
+
+def test_weights_that_were_dropped_are_loaded_again():
+    """Sleep level 2: the swap takes as long as loading from storage, and that is what is learnt of it."""
+
+    async def main():
+        _, servers = fake_instance(models=("a", "b"))
+        instance = Instance("i0", Sleepers(servers, 2), dict.fromkeys(("a", "b"), PROFILE), "a", watch=WATCH)
+        async with serving_jobs(instance) as service:
+            swaps = events_of(service, ModelSwapped)
+            for name, model in (("r0", "b"), ("r1", "a")):
+                outputs = await read(service.submit(job(service, name, model=model, output=5)))
+                assert text_of(outputs) == expected_text(name, model, 5)
+            assert all(event.swap_s > PROFILE.load_s for event in swaps)
+            assert instance.models["a"].load_s == swaps[-1].swap_s
+            assert instance.models["a"].swap_in_s == PROFILE.swap_in_s
+
+    asyncio.run(main())
+
+
+def test_a_swap_that_hangs_is_given_up_after_some_times_what_it_was_to_take():
+    async def main():
+        instance, servers = fake_instance(models=("a", "b"), watch=replace(WATCH, least_swap_s=0.1))
+        async with serving_jobs(instance) as service:
+            downs = events_of(service, InstanceDown)
+
+            async def hang():
+                await asyncio.Event().wait()
+
+            servers["b"].engine.wake_up = hang
+            began_at = service.now()
+            outputs = await read(service.submit(job(service, "r0", model="b", output=5)), 20.0)
+            assert text_of(outputs) == expected_text("r0", "b", 5)
+            assert [event.instance for event in downs] == ["i0"]
+            assert service.now() - began_at > 2 * WATCH.swap_times * PROFILE.swap_in_s
 
     asyncio.run(main())
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from live.cli import main
+from live.commands import profile
 from live.load import Told
 from live.side_by_side import Row, forecast_accuracy
 from qlm_sim.cli import main as qlm_sim
@@ -12,6 +13,11 @@ from qlm_sim.core.actions import Pull
 from qlm_sim.core.events import FirstToken, RequestArrived
 from qlm_sim.core.types import Request
 from qlm_sim.metrics.recorder import RunRecorder
+from qlm_sim.models.engines import load_engine
+from qlm_sim.models.hardware import load_gpu
+from qlm_sim.models.specs import load_model
+from qlm_sim.models.step_time import step_model
+from qlm_sim.models.swap import swap_in_s
 
 CONFIG = """
 [[slo]]
@@ -67,6 +73,41 @@ def test_policies_run_one_after_the_other_on_the_same_requests(capsys):
     assert all(run["requests"] == run["finished"] + run["rejected"] == 40 for run in policies.values())
 
 
+def test_what_comes_in_the_warm_up_is_served_and_not_counted(tmp_path, capsys):
+    rows = [(0.05 * i, "mistral-7b", "batch", 20, 5) for i in range(30)]
+    lines = ["arrival_s,model,slo_class,prompt_tokens,output_tokens", *(",".join(map(str, r)) for r in rows)]
+    (tmp_path / "trace.csv").write_text("\n".join(lines) + "\n")
+    flags = ["trace.csv", "--config", "live.toml", "--warm-up", "0.49", "--quiet", "--record", "events.jsonl"]
+    assert main(["compare", *flags, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)["qlm"]
+    assert document["forecast"]["all"]["requests"] == 20
+    summary = json.loads((tmp_path / "runs/live/summary.json").read_text())
+    for run in summary["policies"].values():
+        assert run["requests"] == run["finished"] == 20
+        assert run["throughput_rps"] == pytest.approx(20 / 1.0, rel=0.5)  # over the second that they took
+    assert (tmp_path / "events.jsonl").read_text().count('["RequestArrived"') == 30
+
+
+def test_profiles_of_two_engines_are_measured_in_step_with_their_swaps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(profile, "SWAP_ROUNDS", 1)
+    engine = CONFIG[CONFIG.index("[[engine]]") :].replace("seqs = 4", "seqs = 2") + "max_model_len = 256\n"
+    config = CONFIG[: CONFIG.index("[[engine]]")] + engine + engine.replace("e0", "e1")
+    (tmp_path / "two.toml").write_text(config)
+    assert main(["profile", "--config", "two.toml", "--seconds", "1", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("fitted") == said.count("swaps: ") == 2
+    h100 = load_gpu("h100")
+    for name in ("e0", "e1"):
+        gpu = load_gpu(tmp_path / f"{name}.toml")
+        model = load_model("mistral-7b")
+        found, truth = (step_model(model, each, 1, load_engine("vllm-0.11")) for each in (gpu, h100))
+        # Fakes take the profile's times and a busy machine's delays.
+        assert found.iteration_s(2, 2, 200, 0) == pytest.approx(truth.iteration_s(2, 2, 200, 0), rel=0.4)
+        # Swapping there is putting to sleep as well, for which the fake takes a tenth.
+        assert gpu.wake_s.kind == "measured"
+        assert gpu.wake_s.value == pytest.approx(h100.wake_s.value + 0.1 * swap_in_s(model, h100, 1), rel=0.5)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -77,6 +118,7 @@ def test_policies_run_one_after_the_other_on_the_same_requests(capsys):
         ("--mix mistral-7b,gold,1", "--mix: SLO class 'gold' is not in the config"),
         ("--mix mistral-7b,batch,-1", "--mix: found share -1"),
         ("--speedup 0", "--speedup: found 0.0"),
+        ("--warm-up -1", "--warm-up: found -1.0"),
         ("--scale-lengths nan", "--scale-lengths: found nan"),
         ("none.json", "none.json: no such file"),
     ],

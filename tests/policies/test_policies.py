@@ -177,6 +177,34 @@ def test_qlm_meets_more_deadlines_than_every_baseline_when_models_share_a_gpu(ma
     assert attained["qlm"] == max(attained.values())
 
 
+def test_an_instance_stays_with_a_model_that_would_call_it_back(make_instance):
+    """Two models at home on an instance each, urgent requests for both, and a file of batch work for one of
+    them: swapping to and fro would cost more than it helps, and first come, first served is late."""
+    rng, models = np.random.default_rng(3), ("a", "b")
+    steady, batch = 360, 300
+    arrival_s = np.concatenate((np.sort(rng.uniform(0, 60, steady)), np.full(batch, 10.0)))
+    order = np.argsort(arrival_s, kind="stable")
+    count = steady + batch
+    work = Workload(
+        ids=[f"r{i:05}" for i in range(count)],
+        arrival_s=arrival_s[order],
+        prompt_tokens=rng.integers(1, 60, count),
+        output_tokens=rng.integers(1, 60, count),
+        max_tokens=np.full(count, 4096),
+        models=models,
+        model_index=np.concatenate((rng.integers(0, 2, steady), np.zeros(batch, dtype=int)))[order],
+        slo_classes=(SloClass("interactive", 2.0), SloClass("batch", 120.0)),
+        slo_index=np.repeat((0, 1), (steady, batch))[order],
+    )
+    instances = [make_instance("i0", models, resident="a"), make_instance("i1", models, resident="b")]
+    ours, theirs = (run(policy, work, instances) for policy in ("qlm", "vllm"))
+    attained = [each["slo_attainment"]["by_class"]["interactive"] for each in (ours, theirs)]
+    assert attained[0] > 0.95 > 0.8 > attained[1]
+    assert ours["slo_attainment"]["by_class"]["batch"] == 1.0
+    assert ours["swaps"] < 20
+    assert ours["e2e_s"]["mean"] < 1.5 * theirs["e2e_s"]["mean"]
+
+
 class VisitLog:
     """A recorder that notes how long a model had served when its batch was evicted for another one."""
 

@@ -7,6 +7,7 @@ the text of Python's own library, so that tokens may end within a character.
 import json
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 VOCABULARY = 4096
 LONGEST = 1024
@@ -16,21 +17,26 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_model(folder: Path, seed: int) -> None:
-    """Write config, weights and tokenizer to ``folder``. Takes a few seconds."""
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+
+
+def make_tiny_model(folder: Path, seed: int, **shape: Any) -> None:
+    """Write config, weights and tokenizer to ``folder``; of other ``shape`` than ``SHAPE``. Takes seconds."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **SHAPE | shape,
         max_position_embeddings=LONGEST,
-        initializer_range=0.2,
         tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
