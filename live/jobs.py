@@ -3,8 +3,9 @@
 Plain data. Knows no engine, no socket and no scheduler beyond the request that it may know.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import Any
 
 from qlm_sim.core.types import Request
@@ -59,6 +60,35 @@ class Delta:
     def text(self) -> str:
         delta = self.choice.get("delta")
         return (self.choice.get("text") if delta is None else delta.get("content")) or ""
+
+
+def joined(deltas: Iterable[Delta]) -> list[Delta]:
+    """The same output in fewer pieces: those of one choice in a row that are nothing but text become one."""
+    pieces: list[Delta] = []
+    for index, group in groupby(deltas, _index_of_text):
+        row = list(group)
+        if index is None or len(row) == 1:
+            pieces += row
+            continue
+        text = "".join(delta.text for delta in row)
+        choice = dict(row[0].choice)
+        choice |= {"text": text} if "text" in choice else {"delta": {"content": text}}
+        pieces.append(Delta(choice, tuple(chain.from_iterable(delta.token_ids for delta in row))))
+    return pieces
+
+
+def _index_of_text(delta: Delta) -> int | None:
+    """The index of the choice, if the piece tells nothing but text."""
+    index = None
+    for name, value in delta.choice.items():
+        if name == "index":
+            index = value
+        elif name == "delta":
+            if any(told is not None for part, told in value.items() if part != "content"):
+                return None
+        elif name != "text" and value is not None:
+            return None
+    return index
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,24 +3,29 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from live.jobs import Delta, Job, Output
+from live.jobs import Delta, Job, Output, joined
 from qlm_sim.core.types import Request
+
+JOINED = 32
+"""Pieces that a job which does not stream may have before they are put together."""
 
 
 class Ticket:
     """The output of one job: any number of Delta, then one Finished, Failed or Rejected.
 
-    For one reader, in the service's event loop. A job that does not stream gets its Deltas with its end.
+    For one reader, in the service's event loop. A job that does not stream gets its Deltas with its end, and
+    fewer of them: hundreds of thousands of live objects would hold everybody up when Python collects garbage.
     """
 
-    __slots__ = ("_held", "_ready", "_waiter", "ended", "request")
+    __slots__ = ("_held", "_ready", "_unjoined", "_waiter", "ended", "request")
 
     def __init__(self, job: Job) -> None:
         self.request: Request = job.request
         self.ended = False
         """Whether the last output is in; it may be unread."""
         self._ready: list[Output] = []
-        self._held: list[Output] | None = None if job.streams else []
+        self._held: list[Delta] | None = None if job.streams else []
+        self._unjoined = 0
         self._waiter: asyncio.Future[None] | None = None
 
     async def next_batch(self) -> list[Output]:
@@ -50,11 +55,15 @@ class Ticket:
 
     def held_text(self) -> str:
         """The text of a job that does not stream, as far as it has come."""
-        return "".join(output.text for output in self._held or () if isinstance(output, Delta))
+        return "".join(output.text for output in self._held or ())
 
     def put(self, output: Delta) -> None:
         if self._held is not None:
             self._held.append(output)
+            self._unjoined += 1
+            if self._unjoined == JOINED:
+                self._unjoined = 0
+                self._held[-JOINED:] = joined(self._held[-JOINED:])
         else:
             self._ready.append(output)
             self._wake()
@@ -63,6 +72,7 @@ class Ticket:
         """Drop what was held for the end: the job starts anew."""
         assert self._held is not None
         self._held.clear()
+        self._unjoined = 0
 
     def end(self, output: Output) -> None:
         if not self.ended:

@@ -52,7 +52,7 @@ POLL_S = 1.0
 PIECE = 500
 """Lines written to the store at once."""
 BREATH = 16
-"""Lines validated between two chances for interactive requests to be served."""
+"""Lines validated, or begun, between two chances for interactive requests to be served."""
 TRIES = 5
 """Times that a line may fail for the server's own reasons."""
 RETRY_S = 1.0
@@ -206,7 +206,9 @@ class BatchRunner:
         else:
             taken = []
         running = self._running.setdefault(batch.id, {})
-        for line in taken:
+        for started, line in enumerate(taken):
+            if started % BREATH == BREATH - 1:
+                await asyncio.sleep(0)
             running[line.number] = asyncio.get_running_loop().create_task(self._answer(batch, line))
             self._of_tenant[batch.tenant] = self._of_tenant.get(batch.tenant, 0) + 1
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -90,6 +91,8 @@ async def _serve(config: LiveConfig, record: Path | None) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, stop.set)
     await gateway.start()
+    gc.collect()
+    gc.freeze()  # what the start has made stays: later collections need not look at it
     serving = loop.create_task(server.serve([listener]))
     host, port = listener.getsockname()[:2]
     scheme = "https" if config.gateway.tls_cert else "http"

@@ -1,11 +1,12 @@
 """The live service on fake engines: what comes out of it, whatever happens to the engines."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from fakes import expected_text, fake_instance, job, read, serving_jobs, text_of
 
-from live.jobs import Delta, Failed, Finished
+from live.jobs import Delta, Failed, Finished, joined
 from qlm_sim.core.actions import Evict, Pull, SwapModel
 from qlm_sim.core.events import InstanceDown, InstanceUp, RequestFinished
 
@@ -43,6 +44,39 @@ def test_the_output_is_what_the_engine_says(chat, stream):
                 assert outputs[-1] == Finished("length", ticket.request.prompt_tokens, 20)
                 assert sum(len(o.token_ids) for o in outputs if isinstance(o, Delta)) == 20
             await settled(service)
+
+    asyncio.run(main())
+
+
+def test_pieces_that_are_only_text_are_put_together_and_nothing_else():
+    def said(text, tokens, index=0, **more):
+        return Delta({"index": index, "text": text, "logprobs": None, **more}, tokens)
+
+    def chatted(*, index=0, **delta):
+        return Delta({"index": index, "delta": delta, "finish_reason": None}, (7,))
+
+    text = [said("a", (1,)), said("", ()), said("b", (2, 3))]
+    other = [said("c", (4,), index=1)]
+    last = [said("d", (5,), finish_reason="stop")]
+    assert joined([*text, *other, *last]) == [said("ab", (1, 2, 3)), *other, *last]
+    role, call = chatted(role="assistant", content=""), chatted(tool_calls=[{"index": 0}])
+    words = [chatted(content="x", reasoning=None), chatted(content="y", reasoning=None)]
+    (both,) = joined(words)
+    assert (both.text, both.token_ids) == ("xy", (7, 7))
+    assert joined([role, *words, call, words[0]]) == [role, both, call, words[0]]
+
+
+def test_an_answer_that_does_not_stream_is_the_same_from_fewer_pieces():
+    async def main():
+        async with serving_jobs(fake_instance()[0]) as service:
+            streamed = await read(service.submit(job(service, "r", output=200)))
+            whole = job(service, "w", output=200, stream=False)
+            whole = replace(whole, body={**whole.body, "prompt": job(service, "r").body["prompt"]})
+            held = await read(service.submit(whole))
+            assert text_of(held) == text_of(streamed) == expected_text("r", output=200)
+            tokens = [[t for each in outputs[:-1] for t in each.token_ids] for outputs in (held, streamed)]
+            assert tokens[0] == tokens[1]
+            assert len(held) < len(streamed) / 5
 
     asyncio.run(main())
 
