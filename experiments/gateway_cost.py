@@ -3,15 +3,17 @@
     python experiments/gateway_cost.py --peer LITELLM/bin/litellm
 
 writes experiments/results/gateway_cost.{md,json}. Every process runs on this machine: a fake engine that is
-never the bottleneck (an H100 played 10,000 times too fast), one gateway process, and the load. What a gateway
-can do on one core is told from the processor time that its process used, since a machine of few cores does
-not give it a whole one: requests per second of its own processor time. The peer is LiteLLM's proxy, from an
-environment of its own (``pip install "litellm[proxy]"``), with one worker, logging off.
+never the bottleneck (an H100 played 10,000 times too fast), one gateway process, and the load. The gateway
+has the last core to itself, engine and load share the others; on a machine that does other work too, its
+processor time tells more than the wall clock. Clients keep their connections, with every server alike. The
+peer is LiteLLM's proxy, from an environment of its own (``pip install "litellm[proxy]"``), with one worker,
+logging off.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -36,14 +38,16 @@ MODEL = "llama-2-7b"
 PEER = "LiteLLM"
 PROMPT = "Tell me what the gateway in front of an engine costs. " * 4
 ROUNDS = 3
-RATES_RPS = (25.0, 100.0, 500.0)
+CORES = sorted(os.sched_getaffinity(0))
+GATEWAY_CORES = set(CORES[-1:])
+RATES_RPS = (25.0, 500.0)
 PEER_RATES_RPS = (25.0,)
 """More LiteLLM's one worker cannot serve here: its latency only grows."""
-LATENCY_ROUNDS = 12
-QUIET = 3
-"""Rounds of a server and rate that count: the lowest, as the machine was quiet then."""
-LATENCY_S = 1.5
+LATENCY_ROUNDS = 5
+LATENCY_S = 3.0
 """How long each rate is kept in a round."""
+TARGETS_MS = (500, 20_000)
+BACKLOGS = (0, 1_000, 100_000)
 PEER_SETTINGS = {"LITELLM_LOG": "ERROR", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 WAITING = {"input_file_id": "", "endpoint": "/v1/completions", "completion_window": "24h"}
 
@@ -70,13 +74,18 @@ def peer_config(engine: str, folder: Path) -> Path:
 class Process:
     """A server process, its URL, and the processor time that it and its children used."""
 
-    def __init__(self, name: str, command: Sequence[str], url: str, log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], url: str, log: Path, cores: set[int] | None = None
+    ) -> None:
+        """``cores``: those it runs on; None for the ones of this process."""
         self.name = name
         self.url = url
         self.log = log
         environment = os.environ | PEER_SETTINGS
         with log.open("wb") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+        if cores is not None:
+            os.sched_setaffinity(self._process.pid, cores)
 
     async def up(self, path: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
@@ -121,7 +130,7 @@ def start_gateway(folder: Path, engine: str, more: str = "") -> Process:
     port = free_port()
     config = gateway_config(engine, folder, more)
     command = [sys.executable, "-m", "live.cli", "serve", str(config), "--port", str(port)]
-    return Process("qlm-live", command, f"http://127.0.0.1:{port}", folder / "gateway.log")
+    return Process("qlm-live", command, f"http://127.0.0.1:{port}", folder / "gateway.log", GATEWAY_CORES)
 
 
 def start_peer(folder: Path, engine: str, program: str) -> Process:
@@ -135,7 +144,7 @@ def start_peer(folder: Path, engine: str, program: str) -> Process:
         "--num_workers",
         "1",
     ]
-    return Process(PEER, command, f"http://127.0.0.1:{port}", folder / "peer.log")
+    return Process(PEER, command, f"http://127.0.0.1:{port}", folder / "peer.log", GATEWAY_CORES)
 
 
 # Load
@@ -153,10 +162,14 @@ async def client() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def ask(session: aiohttp.ClientSession, url: str, content: bytes) -> float:
-    """Seconds to the whole answer."""
+async def ask(
+    session: aiohttp.ClientSession, url: str, content: bytes, target_ms: int | None = None
+) -> float:
+    """Seconds to the whole answer. ``target_ms``: when its first token is due; None for the class's own."""
     start = time.perf_counter()
     headers = {"content-type": "application/json"}
+    if target_ms is not None:
+        headers["x-slo-ttft-ms"] = str(target_ms)
     async with session.post(f"{url}/v1/completions", data=content, headers=headers) as answer:
         await answer.read()
         if answer.status != 200:
@@ -164,7 +177,9 @@ async def ask(session: aiohttp.ClientSession, url: str, content: bytes) -> float
     return time.perf_counter() - start
 
 
-async def latencies(url: str, rate_rps: float, seconds: float, tokens: int, seed: int) -> list[float]:
+async def latencies(
+    url: str, rate_rps: float, seconds: float, tokens: int, seed: int, target_ms: int | None = None
+) -> list[float]:
     """Of requests that come at random, whether or not earlier ones are answered."""
     draw = random.Random(seed)
     content = body(tokens, False)
@@ -177,7 +192,7 @@ async def latencies(url: str, rate_rps: float, seconds: float, tokens: int, seed
             if at > seconds:
                 break
             await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
-            tasks.append(asyncio.create_task(ask(session, url, content)))
+            tasks.append(asyncio.create_task(ask(session, url, content, target_ms)))
         return list(await asyncio.gather(*tasks))
 
 
@@ -287,7 +302,7 @@ async def measure_backlog() -> dict[str, Any]:
     """Interactive latency while so many batch lines are queued, on an engine of an H100's true speed."""
     told = []
     folder = Path(tempfile.mkdtemp())
-    for lines in (0, 1_000, 100_000):
+    for target_ms, lines in itertools.product(TARGETS_MS, BACKLOGS):
         engine = start_engine(folder, 1.0)
         place = Path(tempfile.mkdtemp(dir=folder))
         gateway = start_gateway(place, engine.url)
@@ -300,10 +315,11 @@ async def measure_backlog() -> dict[str, Any]:
             accepted_s = time.perf_counter() - start
             await asyncio.sleep(3.0)  # the engine fills up
             cpu_s, start = gateway.cpu_s(), time.perf_counter()
-            found = await latencies(gateway.url, 20.0, 15.0, 1, seed=1)
+            found = await latencies(gateway.url, 20.0, 15.0, 1, seed=1, target_ms=target_ms)
             spent_s = (gateway.cpu_s() - cpu_s) / (time.perf_counter() - start)
             told.append(
                 {
+                    "target_ms": target_ms,
                     "queued_lines": lines,
                     "accepted_s": accepted_s,
                     "requests": len(found),
@@ -346,32 +362,26 @@ async def measure(peer: str | None) -> dict[str, Any]:
 # Report
 
 
-def quiet_ms(rounds: Sequence[dict[str, float]], key: str) -> float:
-    """The median of a server's own quietest rounds."""
-    return float(np.median(sorted(each[key] for each in rounds)[:QUIET]))
-
-
 def report(told: dict[str, Any]) -> str:
     names = [name for name in told["throughput"]["whole"] if name != "direct"]
     lines = [
         "# What the gateway costs",
         "",
         f"`{told['command']}`, {told['date']}, Python {told['python']}, {told['versions']}.",
-        f"Fake engine, gateway and load on one machine of {told['cores']} cores, shared with other",
-        f"work (load average {told['load_average']:.1f} at the start).",
+        f"One machine of {told['cores']} cores (load average {told['load_average']:.1f} at the start): the",
+        "gateway has one of them, the fake engine and the load the rest.",
         "",
         "## Added latency",
         "",
-        "Whole answers of 4 tokens, arrivals at random; servers take turns. Other work on the machine comes",
-        f"and goes within seconds, so of a server's {LATENCY_ROUNDS} rounds of {LATENCY_S:g} s the median of",
-        f"the {QUIET} lowest is told. All rounds are in gateway_cost.json.",
+        "Whole answers of 4 tokens, arrivals at random; servers take turns. Told is the median of",
+        f"{LATENCY_ROUNDS} rounds of {LATENCY_S:g} s each; all of them are in gateway_cost.json.",
         "",
         "| requests/s | | p50 | p99 | added p50 | added p99 |",
         "|---|---|---|---|---|---|",
     ]
     for rate, rounds in told["latency"].items():
         for name, found in rounds.items():
-            p50, p99 = (quiet_ms(found, key) for key in ("p50_ms", "p99_ms"))
+            p50, p99 = (float(np.median([each[key] for each in found])) for key in ("p50_ms", "p99_ms"))
             row = f"| {rate} | {name} | {p50:.2f} ms | {p99:.2f} ms |"
             if name == "direct":
                 direct = p50, p99
@@ -382,32 +392,31 @@ def report(told: dict[str, Any]) -> str:
         "",
         "## Throughput",
         "",
-        f"32 requests at a time, the best of {ROUNDS} rounds. One core: per second of the gateway's own",
-        "processor time. Wall: what this machine did with engine and load on the same cores.",
+        f"32 requests at a time, the best of {ROUNDS} rounds. Processor: per second of the gateway's own.",
         "",
-        "| | whole answers/s, one core | wall | streamed tokens/s, one core | wall |",
+        "| | whole answers/s, wall | processor | streamed tokens/s, wall | processor |",
         "|---|---|---|---|---|",
     ]
     for name in names:
         whole, streamed = (told["throughput"][kind][name] for kind in ("whole", "streamed"))
         lines.append(
-            f"| {name} | {whole['requests_per_cpu_s']:,.0f} | {whole['requests_per_s']:,.0f} "
-            f"| {streamed['tokens_per_cpu_s']:,.0f} | {streamed['tokens_per_s']:,.0f} |"
+            f"| {name} | {whole['requests_per_s']:,.0f} | {whole['requests_per_cpu_s']:,.0f} "
+            f"| {streamed['tokens_per_s']:,.0f} | {streamed['tokens_per_cpu_s']:,.0f} |"
         )
     lines += [
         "",
         "## A backlog of batch lines",
         "",
         "Interactive requests of one token, 20 a second for 15 s, on an engine as fast as an H100 that works",
-        "off the batches meanwhile. They are due in 20 s, and the scheduler is in no hurry: with 1,000 lines",
-        "as with 100,000 they wait for places in the engine. One run each.",
+        "off the batches meanwhile, 256 lines at a time. Those due in 0.5 s evict lines; those due in 20 s",
+        "wait for a place in the engine, since the scheduler is in no hurry. One run each.",
         "",
-        "| batch lines queued | accepted in | p50 | p99 | gateway's processor | its memory |",
-        "|---|---|---|---|---|---|",
+        "| due in | batch lines queued | accepted in | p50 | p99 | gateway's processor | its memory |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['queued_lines']:,} | {row['accepted_s']:.1f} s | {row['p50_ms']:.1f} ms "
-        f"| {row['p99_ms']:.1f} ms "
+        f"| {row['target_ms'] / 1000:g} s | {row['queued_lines']:,} | {row['accepted_s']:.1f} s "
+        f"| {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms "
         f"| {100 * row['processor_share']:.0f} % | {row['memory_mib']:.0f} MiB |"
         for row in told["backlog"]
     ]
@@ -460,6 +469,8 @@ def main() -> None:
     if args.engine:
         serve_engine(args.engine, args.time_scale)
         return
+    if len(CORES) > 1:
+        os.sched_setaffinity(0, set(CORES) - GATEWAY_CORES)
     results = RESULTS / "gateway_cost.json"
     if args.backlog:
         told = json.loads(results.read_text()) | asyncio.run(measure_backlog())
