@@ -3,14 +3,12 @@
 Bad input is one line and exit status 2, Ctrl-C is 130; any other exception is a bug and keeps its traceback.
 """
 
-import signal
 import sys
 from collections.abc import Sequence
 
 from live.commands import fake_engine, profile, replay, serve
 from qlm_sim import __version__
-from qlm_sim.cli.parser import Parser
-from qlm_sim.errors import InputError
+from qlm_sim.cli.parser import Parser, run_command
 
 _EXAMPLES = """examples:
   qlm-live serve live.toml              the OpenAI-compatible gateway in front of your engines
@@ -23,17 +21,7 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    try:
-        args = build_parser().parse_args(argv)
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
-    except InputError as error:
-        print(f"qlm-live: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("qlm-live: error: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return run_command("qlm-live", build_parser, argv)
 
 
 def build_parser() -> Parser:

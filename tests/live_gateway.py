@@ -132,10 +132,13 @@ def _url(process: subprocess.Popen[bytes], log: Path) -> str:
         leads = "this gateway schedules now" in said
         return found[1] if found and ("is up, serving" in said or not leads) else None
 
-    return str(eventually(serving, 60))
+    try:
+        return str(eventually(serving, 120))
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{log.read_text()}") from None
 
 
-def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(check: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true answer of ``check``."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -3,15 +3,11 @@
 Bad input is one line and exit status 2, Ctrl-C is 130; any other exception is a bug and keeps its traceback.
 """
 
-import os
-import signal
-import sys
 from collections.abc import Sequence
 
 from qlm_sim import __version__
 from qlm_sim.cli import experiment, policies, profile, replay, scenario, validate
-from qlm_sim.cli.parser import Parser
-from qlm_sim.errors import InputError
+from qlm_sim.cli.parser import Parser, run_command
 
 _EXAMPLES = """examples:
   qlm-sim replay                            real ShareGPT lengths, every policy, the default cluster
@@ -23,20 +19,7 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    try:
-        args = build_parser().parse_args(argv)
-        status: int = args.run(args)
-        sys.stdout.flush()
-        return status
-    except InputError as error:
-        print(f"qlm-sim: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("qlm-sim: error: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader has left, as in ``qlm-sim ... | head``
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    return run_command("qlm-sim", build_parser, argv)
 
 
 def build_parser() -> Parser:

@@ -1,6 +1,10 @@
-"""argparse as this command line wants it: errors of one line, help with examples, no abbreviated flags."""
+"""Command lines as ours are: errors of one line, help with examples, no abbreviated flags."""
 
 import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from qlm_sim.errors import InputError
@@ -16,3 +20,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+def run_command(program: str, make_parser: Callable[[], Parser], argv: Sequence[str] | None) -> int:
+    """Run one command of the program and return its exit status."""
+    try:
+        args = make_parser().parse_args(argv)
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
+    except InputError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader has left, as in ``qlm-sim ... | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE

@@ -19,9 +19,9 @@ class Sequence:
 class Engine(threading.Thread):
     """Whole prompts are prefilled along with everybody's decoding, one iteration after the other."""
 
-    def __init__(self, step: Any) -> None:
+    def __init__(self, step: Any, slower: float) -> None:
         super().__init__(daemon=True)
-        self.step, self.waiting, self.stopped = step, queue.Queue(), False
+        self.step, self.slower, self.waiting, self.stopped = step, slower, queue.Queue(), False
 
     def run(self) -> None:
         decoding: list[Sequence] = []
@@ -30,7 +30,7 @@ class Engine(threading.Thread):
             try:
                 if not decoding:
                     fresh.append(self.waiting.get(timeout=0.2))
-                    time.sleep(0.002)  # those sent together come together
+                    time.sleep(0.002 * self.slower)  # those sent together come together
                 while True:
                     fresh.append(self.waiting.get_nowait())
             except queue.Empty:
@@ -43,7 +43,7 @@ class Engine(threading.Thread):
                 sum(each.context for each in decoding),
                 sum(each.context * (each.context + 1) // 2 for each in fresh),
             )
-            time.sleep(seconds)
+            time.sleep(seconds * self.slower)
             decoding += fresh
             for each in decoding:
                 each.context, each.left = each.context + 1, each.left - 1
@@ -52,9 +52,12 @@ class Engine(threading.Thread):
 
 
 @contextmanager
-def fake_vllm(step: Any, *, num_gpu_blocks: int, max_model_len: int) -> Iterator[str]:
-    """The URL of a server that serves the model "fake" until the block ends."""
-    engine = Engine(step)
+def fake_vllm(step: Any, *, num_gpu_blocks: int, max_model_len: int, slower: float = 1.0) -> Iterator[str]:
+    """The URL of a server that serves the model "fake" until the block ends.
+
+    ``slower``: in slow motion, so that what a busy machine adds is so many times less.
+    """
+    engine = Engine(step, slower)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,7 +1,9 @@
 """``profile measure`` against a server that takes exactly the times of a known step model."""
 
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_vllm import fake_vllm
@@ -16,6 +18,7 @@ from qlm_sim.models.hardware import load_gpu
 from qlm_sim.models.specs import load_model
 from qlm_sim.models.step_time import StepModel, step_model
 
+SLOW_MOTION = 4.0
 MODEL, VERSION = load_model("llama-2-7b"), load_engine("vllm-0.11")
 
 
@@ -33,7 +36,10 @@ def test_the_profile_of_a_known_server_is_found(
         server_module.sweep, "__kwdefaults__", server_module.sweep.__kwdefaults__ | {"plan": plan}
     )
     truth = slower(Factors(compute=0.7, memory=0.8))
-    with fake_vllm(truth, num_gpu_blocks=700, max_model_len=4096) as url:
+    monkeypatch.setattr(
+        server_module, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() / SLOW_MOTION)
+    )
+    with fake_vllm(truth, num_gpu_blocks=700, max_model_len=4096, slower=SLOW_MOTION) as url:
         command = f"profile measure --url {url} --model llama-2-7b --gpu A10 --max-num-batched-tokens 8192 "
         command += "--out mine.toml --log mine.csv --quiet"
         assert main(command.split()) == 0

@@ -234,6 +234,17 @@ def test_bad_model_config_leaves_nothing_behind(tmp_path: Path, capsys: pytest.C
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def cpu_s(pid: int) -> float:
+    """Processor time of a process and its children, in seconds; 0 where it has ended."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    own_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own_s + sum(cpu_s(int(child)) for child in children)
+
+
 @pytest.mark.parametrize("policies", [("qlm",), ("qlm", "vllm")])
 def test_ctrl_c_ends_a_run_in_one_line_and_leaves_nothing(policies: tuple[str, ...], tmp_path: Path) -> None:
     flags = [flag for policy in policies for flag in ("--policy", policy)]
@@ -246,9 +257,11 @@ def test_ctrl_c_ends_a_run_in_one_line_and_leaves_nothing(policies: tuple[str, .
         # A shell's background job ignores the signal, and would hand that down.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    time.sleep(3)
+    while cpu_s(run.pid) < 2.5:  # its imports are done, and it simulates
+        assert run.poll() is None
+        time.sleep(0.05)
     os.killpg(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=30)
+    out, err = run.communicate(timeout=120)
     assert run.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == "qlm-sim: error: interrupted"

@@ -21,7 +21,7 @@ from browser import CHROMIUM, open_page
 from live_gateway import MODEL, GatewayProcess, engines, eventually, running_engine, running_gateway
 
 from live.fake.language import generate, tokenize, words
-from qlm_sim.event_log import replay_event_log
+from live.gateway.tenants import RateLimit
 
 TENANTS = """
 [[tenant]]
@@ -60,7 +60,7 @@ def queued(gateway: GatewayProcess, **headers: str) -> list[dict[str, Any]]:
 
 def test_a_client_is_told_where_it_stands_and_how_long_it_will_take(tmp_path: Path) -> None:
     with (
-        running_gateway(tmp_path, engines(slots=2, speed=2.0)) as gateway,
+        running_gateway(tmp_path, engines(slots=2, speed=0.5)) as gateway,
         in_background(gateway, [LONG] * 8),
     ):
         eventually(lambda: len(queued(gateway)) == 6)
@@ -106,52 +106,47 @@ refuse_late = true
 
 def test_queues_and_rates_have_limits(tmp_path: Path) -> None:
     tenants = TENANTS.replace('api_key = "key-a"', 'api_key = "key-a"\nmax_queued = 3').replace(
-        'api_key = "key-b"', 'api_key = "key-b"\nrate_rps = 0.2'
+        'api_key = "key-b"', 'api_key = "key-b"\nrate_rps = 0.05'
     )
-    with running_gateway(tmp_path, engines(slots=2, speed=2.0) + tenants) as gateway:
+    with running_gateway(tmp_path, engines(slots=2, speed=0.5) + tenants) as gateway:
         key_a, key_b = ({"authorization": f"Bearer key-{name}"} for name in "ab")
         with in_background(gateway, [LONG] * 3, **key_a):
             eventually(lambda: gateway.metric("qlm_tenant_queued", tenant="a") == 3)
             refused = gateway.post("/v1/completions", SHORT, key_a)
             assert (refused.status, json.loads(refused.read())["error"]["code"]) == (429, "queue_full")
-            assert [
-                gateway.post("/v1/completions", {**SHORT, "stream": True}, key_b).status for _ in "12"
-            ] == [
-                200,
-                200,
-            ]
-            refused = gateway.post("/v1/completions", SHORT, key_b)
-            assert (refused.status, refused.headers["retry-after"]) == (429, "5")
+            answers = [gateway.post("/v1/completions", {**SHORT, "stream": True}, key_b) for _ in "12"]
+            assert [answer.status for answer in answers] == [200, 429]
+            assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
         large = gateway.post("/v1/completions", {"model": MODEL, "prompt": "x" * 40_000_000}, key_a)
         assert large.status == 413
 
 
-def flooded_ttft_s(gateway: GatewayProcess, flood: int, probes: int) -> list[float]:
-    """Waits that tenant b's requests see, one after the other, while tenant a floods."""
-    body = {"model": MODEL, "prompt": ["Flood"] * flood, "max_tokens": 60, "ignore_eos": True}
-    waits = []
-    with in_background(gateway, [body] if flood else [], authorization="Bearer key-a"):
-        if flood:
-            eventually(lambda: gateway.metric("qlm_tenant_queued", tenant="a") == flood)
-        for _ in range(probes):
-            answer = gateway.post("/v1/completions", SHORT, {"authorization": "Bearer key-b"})
-            waits.append(int(answer.headers["x-qlm-wait-ms"]) / 1000)
-            answer.read()
-        if flood:
-            assert gateway.metric("qlm_tenant_queued", tenant="a") > flood / 3, "the flood must last"
-    return waits
+def test_a_rate_is_averaged_over_ten_seconds() -> None:
+    limit = RateLimit(2.0)
+    assert [limit.take(0.0) for _ in range(20)] == [0.0] * 20
+    assert limit.take(0.0) == 0.5
+    assert limit.take(0.5) == 0.0
+    assert limit.take(0.75) == pytest.approx(0.25)
 
 
 def test_a_flood_of_one_tenant_does_not_move_the_waits_of_another(tmp_path: Path) -> None:
-    """b waits for one turn of the engine at most, not for the hundreds that a has queued before it."""
-    with running_gateway(
-        tmp_path, engines(slots=4, speed=2.0) + TENANTS + "[fairness]\nwindow = 4\n"
-    ) as fair:
-        alone = max(flooded_ttft_s(fair, 0, 3))
-        waits = flooded_ttft_s(fair, 200, 5)
-    turn_s = 60 * 0.015 / 2.0  # 60 tokens, each about 15 ms of an A100, twice as fast
-    assert max(waits) < alone + 3 * turn_s
-    assert 200 / 4 * turn_s > 5 * max(waits), "in the line of arrivals it would have waited far longer"
+    """Of the hundreds that a has queued before them, few are served before b's requests."""
+    flood, slots, window = 200, 4, 4
+    config = engines(slots=slots, speed=2.0) + TENANTS + f"[fairness]\nwindow = {window}\n"
+    body = {"model": MODEL, "prompt": ["Flood"] * flood, "max_tokens": 60, "ignore_eos": True}
+    with (
+        running_gateway(tmp_path, config) as gateway,
+        in_background(gateway, [body], authorization="Bearer key-a"),
+    ):
+        eventually(lambda: gateway.metric("qlm_tenant_queued", tenant="a") == flood)
+        served_before = []
+        for _ in range(5):
+            before = gateway.metric("qlm_tenant_queued", tenant="a")
+            gateway.post("/v1/completions", SHORT, {"authorization": "Bearer key-b"}).read()
+            served_before.append(before - gateway.metric("qlm_tenant_queued", tenant="a"))
+        assert gateway.metric("qlm_tenant_queued", tenant="a") > flood / 3, "the flood must last"
+    # Those that run and a window of those that wait, and what ends while the figures are read.
+    assert max(served_before) <= 2 * (slots + window)
 
 
 def batch_file(count: int, max_tokens: int = 40) -> bytes:
@@ -185,7 +180,7 @@ def start_batch(gateway: GatewayProcess, content: bytes, **headers: str) -> str:
     return batch_id
 
 
-def answers_of(gateway: GatewayProcess, batch_id: str, seconds: float = 40) -> list[dict[str, Any]]:
+def answers_of(gateway: GatewayProcess, batch_id: str, seconds: float = 120) -> list[dict[str, Any]]:
     """The output file of a batch, when it is completed."""
 
     def check() -> Any:
@@ -270,7 +265,7 @@ def engines_of(gateway: GatewayProcess) -> list[int]:
 
 def test_nothing_is_lost_when_an_engine_is_killed_and_then_all(tmp_path: Path) -> None:
     with running_gateway(tmp_path, OWN_ENGINES) as gateway:
-        eventually(lambda: all(gateway.metric("qlm_instance_up", instance=f"e{n}") == 1 for n in (0, 1)), 30)
+        eventually(lambda: all(gateway.metric("qlm_instance_up", instance=f"e{n}") == 1 for n in (0, 1)), 120)
         batch_id = start_batch(gateway, batch_file(200))
         eventually(lambda: answered_lines(gateway, batch_id) >= 10)
         talking = {**SHORT, "max_tokens": 400, "ignore_eos": True, "temperature": 0}
@@ -289,7 +284,7 @@ def test_nothing_is_lost_when_an_engine_is_killed_and_then_all(tmp_path: Path) -
                 os.kill(pid, signal.SIGKILL)
     with running_gateway(tmp_path, OWN_ENGINES) as gateway:
         assert answered_lines(gateway, batch_id) >= before
-        rows = answers_of(gateway, batch_id, 60)
+        rows = answers_of(gateway, batch_id)
     assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
 
 
@@ -352,15 +347,28 @@ def test_another_gateway_of_the_same_redis_takes_over(tmp_path: Path, redis_url:
 
 
 def test_a_run_is_recorded_and_every_decision_comes_out_the_same(tmp_path: Path) -> None:
+    """Of batch lines, and of interactive requests for which they are evicted."""
     events = tmp_path / "events.jsonl"
-    with running_gateway(tmp_path, engines(slots=4), "--record", str(events)) as gateway:
-        batch_id = start_batch(gateway, batch_file(30))
+    with running_gateway(tmp_path, engines(slots=4, speed=4.0), "--record", str(events)) as gateway:
+        batch_id = start_batch(gateway, batch_file(30, 200))
+        eventually(lambda: gateway.metric("vllm:num_requests_running", model_name=MODEL) == 4)
+        for _ in range(10):
+            answer = gateway.post("/v1/completions", SHORT, {"x-slo-ttft-ms": "300"})
+            assert json.loads(answer.read())["usage"]["completion_tokens"] == 2
         answers_of(gateway, batch_id)
         gateway.process.send_signal(signal.SIGTERM)
-        gateway.process.wait(20)
-    verdict = replay_event_log(str(events))
-    assert verdict.difference is None
-    assert verdict.orders >= 30
+        assert gateway.process.wait(60) == 0
+    out = tmp_path / "replayed"
+    replay = [sys.executable, "-c", "import sys; from qlm_sim.cli import main; sys.exit(main())", "replay"]
+    said = subprocess.run(
+        [*replay, str(events), "--json", "--out", str(out)], capture_output=True, check=True
+    )
+    told = json.loads(said.stdout)
+    assert told["decisions"]["difference"] is None
+    (figures,) = told["policies"].values()
+    assert figures["requests"] == 40
+    assert figures["evictions"] >= 1
+    assert set(figures["slo_attainment"]["by_class"]) == {"interactive", "batch-2"}
 
 
 def test_tls_by_config(tmp_path: Path) -> None:
@@ -389,7 +397,7 @@ def test_what_all_tenants_share_can_be_locked(tmp_path: Path) -> None:
 
 def test_the_dashboard_is_sent_the_state(tmp_path: Path) -> None:
     with (
-        running_gateway(tmp_path, engines(slots=2, speed=2.0)) as gateway,
+        running_gateway(tmp_path, engines(slots=2, speed=0.5)) as gateway,
         in_background(gateway, [LONG] * 5),
     ):
         eventually(lambda: len(queued(gateway)) == 3)

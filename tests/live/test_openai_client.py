@@ -209,7 +209,7 @@ def start(client: openai.OpenAI, content: bytes, window: str = "24h") -> Any:
     )
 
 
-def ended(client: openai.OpenAI, batch_id: str, seconds: float = 20) -> Any:
+def ended(client: openai.OpenAI, batch_id: str, seconds: float = 60) -> Any:
     def check() -> Any:
         batch = client.batches.retrieve(batch_id)
         return batch if batch.status in ("completed", "failed", "expired", "cancelled") else None
