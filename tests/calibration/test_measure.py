@@ -18,7 +18,7 @@ from qlm_sim.models.hardware import load_gpu
 from qlm_sim.models.specs import load_model
 from qlm_sim.models.step_time import StepModel, step_model
 
-SLOW_MOTION = 4.0
+SLOW_MOTION = 3.0
 MODEL, VERSION = load_model("llama-2-7b"), load_engine("vllm-0.11")
 
 
