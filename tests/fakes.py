@@ -17,7 +17,7 @@ from qlm_sim.core.types import ModelOnInstance, Request
 from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.policies import SchedulerSettings
 
-WATCH = Watch(report_s=0.05, answer_s=1.0, stall_s=0.4, retry_s=0.01, backoff_s=0.05)
+WATCH = Watch(report_s=0.05, answer_s=2.0, stall_s=1.5, retry_s=0.01, backoff_s=0.05)
 
 
 @dataclass(frozen=True)

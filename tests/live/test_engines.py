@@ -47,7 +47,7 @@ def test_a_process_that_dies_or_hangs_is_started_again_and_its_work_goes_on(how,
             pid = server.pid
             os.kill(pid, how)
             for i, ticket in enumerate(tickets):
-                assert text_of(await read(ticket, 30.0)) == expected_text(f"r{i}", output=300)
+                assert text_of(await read(ticket, 60.0)) == expected_text(f"r{i}", output=300)
             assert len(ups) == 1
             assert server.pid != pid
             with pytest.raises(ProcessLookupError):

@@ -8,7 +8,7 @@ from fakes import expected_text, fake_instance, job, read, serving_jobs, text_of
 
 from live.jobs import Delta, Failed, Finished, joined
 from qlm_sim.core.actions import Evict, Pull, SwapModel
-from qlm_sim.core.events import InstanceDown, InstanceUp, RequestFinished
+from qlm_sim.core.events import InstanceDown, InstanceUp, RequestArrived, RequestFinished
 
 
 async def settled(service):
@@ -77,6 +77,32 @@ def test_an_answer_that_does_not_stream_is_the_same_from_fewer_pieces():
             tokens = [[t for each in outputs[:-1] for t in each.token_ids] for outputs in (held, streamed)]
             assert tokens[0] == tokens[1]
             assert len(held) < len(streamed) / 5
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_job_goes_on_in_another_service_from_its_checkpoint(chat):
+    async def main():
+        async with serving_jobs(fake_instance()[0]) as service:
+            whole = job(service, "r", output=300, chat=chat, stream=False)
+            service.submit(whole)
+            assert service.checkpoint("r", 1) is None, "nothing is said yet"
+            while (resume := service.checkpoint("r", 100)) is None:
+                await asyncio.sleep(0.01)
+        assert service.checkpoint("r", 100) is None
+        async with serving_jobs(fake_instance()[0]) as service:
+            log = Log(service)
+            outputs = await read(service.submit(whole, resume=resume))
+            await settled(service)
+        assert text_of(outputs) == expected_text("r", output=300, chat=chat)
+        assert outputs[-1] == Finished("length", whole.request.prompt_tokens, 300)
+        tokens = [token for output in outputs[:-1] for token in output.token_ids]
+        assert tuple(tokens[: len(resume.token_ids)]) == resume.token_ids
+        assert len(tokens) == 300
+        (arrived,) = log.events(RequestArrived)
+        assert arrived.output_tokens == len(resume.token_ids)
+        assert sum(each.output_tokens for each in log.events(RequestFinished)) == 300
 
     asyncio.run(main())
 
