@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from live.gateway.errors import ApiError
-from live.store.interface import Line, Result
+from live.gateway.metrics import wall_seconds
+from live.store.interface import BatchRecord, FileRecord, Line, Result, Store
 
 MOST_ERRORS = 100
 """Errors that a failed batch names."""
@@ -128,3 +129,28 @@ def unanswered(line: Line, code: str, message: str) -> Result:
         }
     )
     return Result(line.number, False, text)
+
+
+async def write_files(store: Store, batch: BatchRecord) -> dict[str, str]:
+    """Write the output and the error file, those that have lines; their ids, by field of the batch."""
+    written = {}
+    for field, ok, kind in (("output_file_id", True, "output"), ("error_file_id", False, "error")):
+        file = FileRecord(
+            id=f"file-{batch.id.removeprefix('batch_')}-{kind}",
+            tenant=batch.tenant,
+            filename=f"{batch.id}_{kind}.jsonl",
+            purpose="batch_output",
+            bytes=0,
+            created_at=wall_seconds(),
+        )
+        if (await store.add_file(file, _texts(store, batch.id, ok))).bytes:
+            written[field] = file.id
+        else:
+            await store.delete_file(file.id)
+    return written
+
+
+async def _texts(store: Store, batch_id: str, ok: bool) -> AsyncIterator[bytes]:
+    async for result in store.results(batch_id):
+        if result.ok == ok:
+            yield result.text + b"\n"

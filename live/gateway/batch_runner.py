@@ -9,14 +9,14 @@ store keeps one answer a line.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from live.config import LiveConfig
 from live.gateway.answers import AnswerHead, whole
 from live.gateway.batch_lines import EXPIRED as EXPIRED_ERROR
-from live.gateway.batch_lines import LineReader, answered, unanswered
+from live.gateway.batch_lines import LineReader, answered, unanswered, write_files
 from live.gateway.batches import window_seconds
 from live.gateway.bodies import check, parse
 from live.gateway.completions import JobMaker
@@ -39,7 +39,6 @@ from live.store.interface import (
     VALIDATING,
     BatchRecord,
     Counts,
-    FileRecord,
     Line,
     Result,
     Store,
@@ -317,23 +316,7 @@ class BatchRunner:
     async def _close(self, batch: BatchRecord, status: str, stamp: str) -> None:
         """Write the output and error files, then give the batch its last state."""
         await self._halt(batch)
-        files = {"output_file_id": (True, "output"), "error_file_id": (False, "error")}
-        changes: dict[str, Any] = {}
-        for field, (ok, kind) in files.items():
-            file_id = f"file-{batch.id.removeprefix('batch_')}-{kind}"
-            record = FileRecord(
-                id=file_id,
-                tenant=batch.tenant,
-                filename=f"{batch.id}_{kind}.jsonl",
-                purpose="batch_output",
-                bytes=0,
-                created_at=wall_seconds(),
-            )
-            written = await self._store.add_file(record, self._results(batch.id, ok))
-            if written.bytes:
-                changes[field] = file_id
-            else:
-                await self._store.delete_file(file_id)
+        changes = await write_files(self._store, batch)
         await self._store.move_batch(
             batch.id,
             (IN_PROGRESS, FINALIZING, CANCELLING),
@@ -346,8 +329,3 @@ class BatchRunner:
             held.pop(batch.id, None)
         self._seen.discard(batch.id)
         log.info("batch %s: %s", batch.id, status)
-
-    async def _results(self, batch_id: str, ok: bool) -> AsyncIterator[bytes]:
-        async for result in self._store.results(batch_id):
-            if result.ok == ok:
-                yield result.text + b"\n"

@@ -139,6 +139,8 @@ def _recorded(service: Service, config: LiveConfig, path: Path) -> EventLogWrite
         instances=(),
         slo_classes=config.slo,
     )
+    if path.exists():  # of the life before this one, which may have crashed
+        path.replace(path.with_name(f"{path.name}.before"))
     writer = EventLogWriter(path, header)
     service.add_listener(writer.record)
     return writer

@@ -369,6 +369,7 @@ def test_another_gateway_of_the_same_redis_takes_over(tmp_path: Path, redis_url:
 def test_a_run_is_recorded_and_every_decision_comes_out_the_same(tmp_path: Path) -> None:
     """Of batch lines, and of interactive requests for which they are evicted."""
     events = tmp_path / "events.jsonl"
+    events.write_text("of an earlier life")
     with running_gateway(tmp_path, engines(slots=4, speed=4.0), "--record", str(events)) as gateway:
         batch_id = start_batch(gateway, batch_file(30, 200))
         eventually(lambda: gateway.metric("vllm:num_requests_running", model_name=MODEL) == 4)
@@ -388,6 +389,7 @@ def test_a_run_is_recorded_and_every_decision_comes_out_the_same(tmp_path: Path)
     (figures,) = told["policies"].values()
     assert figures["requests"] == 40
     assert figures["evictions"] >= 1
+    assert (tmp_path / "events.jsonl.before").read_text() == "of an earlier life"
 
 
 def test_tls_by_config(tmp_path: Path) -> None:
