@@ -63,10 +63,11 @@ def test_a_client_is_told_where_it_stands_and_how_long_it_will_take(tmp_path: Pa
         running_gateway(tmp_path, engines(slots=2, speed=0.5)) as gateway,
         in_background(gateway, [LONG] * 8),
     ):
-        eventually(lambda: len(queued(gateway)) == 6)
-        positions = [each["queue_position"] for each in queued(gateway)]
-        assert sorted(positions) == list(range(6))
-        waits = [each["estimated_wait_seconds"] for each in queued(gateway)]
+        begun = "vllm:time_to_first_token_seconds_count"
+        eventually(lambda: gateway.metric(begun, model_name=MODEL) == 2 and len(queued(gateway)) == 6)
+        waiting = queued(gateway)
+        assert sorted(each["queue_position"] for each in waiting) == list(range(6))
+        waits = [each["estimated_wait_seconds"] for each in waiting]
         assert all(wait > 0 for wait in waits)
         answer = gateway.post("/v1/completions", {**SHORT, "stream": True}, {"x-qlm-progress": "0.1"})
         assert int(answer.headers["x-qlm-queue-position"]) == 6
