@@ -7,6 +7,7 @@ be met, and a model is left only when a deadline forces it or when the GPU is be
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from qlm_sim.core.actions import Replan
 from qlm_sim.core.groups import RequestGroup
@@ -21,6 +22,7 @@ from qlm_sim.policies.lines import count_ahead
 from qlm_sim.policies.snapshot import SnapshotTaker
 from qlm_sim.policies.virtual_queues import VirtualQueues
 from qlm_sim.policies.visits import Visits, margin_s
+from qlm_sim.solver.turns import in_turn
 
 _NEVER = float("inf")
 MAX_EVICTIONS = 3
@@ -240,19 +242,18 @@ class QlmPolicy:
         self._queues.regroup()
         self._replan_at = now + self._replan_interval_s
         self._problems += 1
-        return Replan(
-            PlanProblem(
-                number=self._problems,
-                groups=tuple(self._snapshot.group(g, now) for g in self._queues.groups.values()),
-                instances=tuple(self._snapshot.instances(now)),
-                current={name: tuple(g.id for g in queue) for name, queue in self._queues.of.items()},
-            )
+        self._asked = PlanProblem(
+            number=self._problems,
+            groups=tuple(self._snapshot.group(g, now) for g in self._queues.groups.values()),
+            instances=tuple(self._snapshot.instances(now)),
+            current={name: tuple(g.id for g in queue) for name, queue in self._queues.of.items()},
         )
+        return Replan(self._asked)
 
     def adopt(self, plan: Plan, now: float) -> Iterable[str]:
         if plan.number != self._problems:
             return ()
         undecided = sum(len(g) for g in self._queues.groups.values() if not g.key.decided)
         self._visits.miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
-        self._queues.adopt(plan, now)
+        self._queues.adopt(replace(plan, queues=in_turn(self._asked, plan.queues)), now)
         return tuple(self._ledgers)

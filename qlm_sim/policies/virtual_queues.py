@@ -18,6 +18,7 @@ from qlm_sim.core.types import Request
 from qlm_sim.policies.idle import IdleInstances
 from qlm_sim.policies.snapshot import SnapshotTaker
 from qlm_sim.solver.search import insertion
+from qlm_sim.solver.turns import behind_its_like
 
 _NEVER = float("inf")
 MOST_SEEN = 128
@@ -173,7 +174,10 @@ class VirtualQueues:
         near = self._least_queued(model)
         seen = {ledger.id: [snapshot.group(g, now) for g in self.of[ledger.id]] for ledger in near}
         states = [snapshot.instance(ledger, now) for ledger in near]
-        return insertion(states, seen, snapshot.group(group, now))
+        taken = snapshot.group(group, now)
+        name, position = insertion(states, seen, taken)
+        state = next(each for each in states if each.id == name)
+        return name, behind_its_like(state, seen[name], taken, position)
 
     def _least_queued(self, model: str) -> Sequence[InstanceLedger]:
         """Instances to place a group of the model on: the least queued ones, of like ones who have it."""

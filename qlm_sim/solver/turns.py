@@ -1,0 +1,76 @@
+"""First come, first served among like groups, where nothing is at stake.
+
+To serve the shorter work first makes the mean wait shorter, and so the solver does; between groups of one
+class that is noise of a few prompts, for which some would be overtaken again and again, and nobody could be
+told when their turn is.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from qlm_sim.core.plan import InstanceState, PlanProblem, WaitingGroup
+from qlm_sim.solver.cost import Task, task
+from qlm_sim.solver.queues import Queue, visit_starts
+
+AT_STAKE = 0.005
+"""Missed requests, lateness and swaps in their cost, that an order by turn may add to a queue."""
+
+
+def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """``queues`` with groups of one class in the order of their deadlines inside each visit to a model, save
+    where more would be missed or late for it."""
+    groups = {group.id: group for group in problem.groups}
+    result = {name: tuple(queue) for name, queue in queues.items()}
+    for index, instance in enumerate(problem.instances):
+        known = [groups[g] for g in result.get(instance.id, ()) if g in groups]
+        kinds = {group.id: (group.slo_class, group.decided) for group in known}
+        tasks = [task(group, instance.kind) for group in known]
+        queue = Queue(instance, index)
+        for kind in dict.fromkeys(kinds.values()):
+            turned = _sorted(tasks, {g for g in kinds if kinds[g] == kind})
+            if turned == tasks:
+                continue
+            if not queue.tasks:
+                queue.replace(tasks)
+            before, saved = queue.at_stake(), queue.save()
+            queue.replace(turned)
+            if queue.at_stake() <= before + AT_STAKE:
+                tasks = turned
+            else:
+                queue.restore(saved)
+        result[instance.id] = tuple(each.id for each in tasks)
+    return result
+
+
+def _sorted(tasks: list[Task], ids: set[int]) -> list[Task]:
+    """``tasks``, with those of ``ids`` by deadline in the places that they have in each visit."""
+    tasks = list(tasks)
+    starts = [*visit_starts(tasks), len(tasks)]
+    for start, end in pairwise(starts):
+        places = [p for p in range(start, end) if tasks[p].id in ids]
+        ordered = sorted((tasks[p] for p in places), key=lambda each: (each.first_deadline_s, each.id))
+        for place, each in zip(places, ordered, strict=True):
+            tasks[place] = each
+    return tasks
+
+
+def behind_its_like(
+    instance: InstanceState, queue: Sequence[WaitingGroup], group: WaitingGroup, position: int
+) -> int:
+    """Where to put a new group that would cost least at ``position``: behind the last one of its class in
+    that visit, save where more would be missed or late for it."""
+    behind = position
+    for at in range(position, len(queue)):
+        other = queue[at]
+        if other.model != group.model:
+            break
+        if other.slo_class == group.slo_class and other.decided == group.decided:
+            behind = at + 1
+    if behind == position:
+        return position
+    stakes = []
+    for at in (position, behind):
+        priced = Queue(instance, 0)
+        priced.replace([task(each, instance.kind) for each in (*queue[:at], group, *queue[at:])])
+        stakes.append(priced.at_stake())
+    return behind if stakes[1] <= stakes[0] + AT_STAKE else position

@@ -1,0 +1,91 @@
+"""Like groups are served in the order of their deadlines, unless something is at stake."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from qlm_sim.core.plan import GroupService, InstanceState, PlanProblem, WaitingGroup
+from qlm_sim.solver.cost import task
+from qlm_sim.solver.queues import Queue
+from qlm_sim.solver.search import solve
+from qlm_sim.solver.turns import AT_STAKE, behind_its_like, in_turn
+
+INSTANCE = InstanceState("i0", "k0", "a", 0.0, 0.0, 10, 0.1, {"a": 1.0, "b": 1.0})
+
+
+def group(number, deadline_s, *, model="a", slo_class="batch", prefill_s=0.05, requests=20):
+    return WaitingGroup(
+        id=number,
+        model=model,
+        slo_class=slo_class,
+        requests=requests,
+        weight=1.0,
+        decided=False,
+        first_deadline_s=deadline_s,
+        last_deadline_s=deadline_s,
+        service={"k0": GroupService(prefill_s, 0.1, 0.1, 20.0)},
+    )
+
+
+def problem(*groups):
+    return PlanProblem(1, groups, (INSTANCE,), {"i0": ()})
+
+
+def turned(groups, queue):
+    return in_turn(problem(*groups), {"i0": queue})["i0"]
+
+
+def test_shorter_work_of_the_same_class_does_not_pass_when_all_have_time():
+    groups = [group(n, 3600.0 + n, prefill_s=0.05 - 0.002 * n) for n in range(5)]
+    planned = solve(problem(*groups)).queues["i0"]
+    assert planned != (0, 1, 2, 3, 4)
+    assert turned(groups, planned) == (0, 1, 2, 3, 4)
+
+
+def test_classes_keep_their_places_among_each_other():
+    groups = [group(n, 3600.0 + n, slo_class=("batch", "bulk")[n % 2]) for n in range(4)]
+    assert turned(groups, (3, 2, 1, 0)) == (1, 0, 3, 2)
+
+
+def test_no_group_is_moved_to_another_visit():
+    groups = [group(0, 3600.0), group(1, 3601.0), group(2, 3602.0, model="b"), group(3, 3603.0)]
+    assert turned(groups, (3, 1, 2, 0)) == (1, 3, 2, 0)
+
+
+def test_who_is_late_anyway_does_not_go_first():
+    """The first can no longer be met; before the second, it would make that late as well."""
+    groups = [group(0, 0.5, requests=100), group(1, 4.0)]
+    assert turned(groups, (1, 0)) == (1, 0)
+
+
+def test_a_new_group_goes_behind_its_like_unless_it_would_be_late_there():
+    queue = [group(0, 3600.0), group(1, 3601.0, slo_class="bulk"), group(2, 3602.0, model="b"), group(3, 1.0)]
+    assert behind_its_like(INSTANCE, queue, group(9, 3700.0), 0) == 1
+    assert behind_its_like(INSTANCE, queue, group(9, 3700.0, slo_class="bulk"), 0) == 2
+    assert behind_its_like(INSTANCE, queue, group(9, 3700.0, model="b"), 2) == 3
+    doomed = [group(0, 0.5, requests=100)]
+    assert behind_its_like(INSTANCE, doomed, group(9, 4.0), 0) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_and_no_more_at_stake(seed, random_problem):
+    asked = random_problem(np.random.default_rng(seed), 12, 3, 2)
+    plan = solve(asked)
+    queues = in_turn(asked, plan.queues)
+    groups = {each.id: each for each in asked.groups}
+    for index, instance in enumerate(asked.instances):
+        before, after = plan.queues[instance.id], queues[instance.id]
+        assert sorted(before) == sorted(after)
+        stakes = []
+        for queue in (before, after):
+            priced = Queue(instance, index)
+            priced.replace([task(groups[g], instance.kind) for g in queue])
+            stakes.append(priced.at_stake())
+        assert stakes[1] <= stakes[0] + 2 * AT_STAKE
+
+
+def test_groups_that_came_since_are_none_of_its_business():
+    asked = problem(group(0, 3600.0))
+    assert in_turn(asked, {"i0": (0, 7)})["i0"] == (0,)
+    assert in_turn(replace(asked, groups=()), {"i0": ()})["i0"] == ()
