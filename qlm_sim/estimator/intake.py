@@ -259,13 +259,14 @@ class _Fluid:
         prefills_s = engine.slowness * np.interp(line.prefill, prompts, alone_s)
         waste = rule.waste_tokens
         if bound is Bound.MEMORY:
-            taken = (line.context + waste) * mean + second / 2
+            # The first token comes of the prefill.
+            taken = (line.context + waste) * (mean - 1) + (second - mean) / 2
             # While the first in line does not fit, about half of what it needs lies idle.
             idle = line.mean(line.context**2) / (2 * self._size)
             level = profile.kv_capacity_tokens - rule.most_tokens + self._excess - idle
             per_taken_s = step_s / max(self._size, level)
         elif bound is Bound.SLOTS:
-            taken = mean
+            taken = mean - 1
             per_taken_s = step_s / profile.max_num_seqs
         else:
             taken = line.prefill

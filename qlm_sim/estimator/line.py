@@ -21,6 +21,9 @@ BEYOND_SHARE = 0.1
 REACH_SHARE = 0.85
 """Of the places that were followed."""
 
+PREFILL_SPREAD = 0.05
+"""Relative error of when the prompts ahead are through: others may come and share their iterations."""
+
 _NORMAL = NormalDist()
 
 
@@ -138,7 +141,8 @@ class Visit:
             # Those behind the last of a forecast in which all start at once do so at its pace.
             behind = max(place, 0) / len(result.at_once_s)
             at_s = float(result.at_once_s[int(min(place, 0)) - 1]) * (1 + behind)
-            sd_s = sqrt(self.start_sd_s**2 + (result.unknown * at_s) ** 2 + (0.3 * result.step_s) ** 2)
+            unknown = max(result.unknown, PREFILL_SPREAD)
+            sd_s = sqrt(self.start_sd_s**2 + (unknown * at_s) ** 2 + (0.3 * result.step_s) ** 2)
             return GammaWait(self, start, start, 0.0, at_s - float(result.seconds[0]) - elapsed_s, sd_s)
         needed = max(start, float(np.interp(place, result.place, result.needed)))
         dispersion = float(np.interp(needed, result.freed, result.dispersion))

@@ -119,7 +119,7 @@ class TrackRecord:
         told = _Told(
             now,
             depth,
-            wait.mean_s,
+            max(1e-9, wait.mean_s),
             median_s,
             max(least_s, (wait.quantile(0.9) - median_s) / _Z90),
             max(least_s, (median_s - wait.quantile(0.1)) / _Z90),
