@@ -21,6 +21,8 @@ class PlanLog:
         self._recorder.record(now, events, actions)
         for event in events:
             if type(event) is PlanReady and self._problem is not None:
+                if event.plan.queues == self._problem.current:
+                    continue
                 explained = explain(now, self._problem, event.plan)
                 if explained.moves:
                     self.plans.append(explained)

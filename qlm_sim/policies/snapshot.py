@@ -1,8 +1,8 @@
 """Ledgers and groups, seen as the solver's problem: relative times, expected service, free room."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil, log
 
 from qlm_sim.core.groups import GroupKey, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
@@ -13,8 +13,8 @@ from qlm_sim.estimator.lengths import LengthStatistics
 from qlm_sim.estimator.service import ServiceEstimator, group_service
 from qlm_sim.estimator.steps import decode_step_s, prefill_s
 
-_LOG_PROMPT_STEP = log(1.25)
-"""Services are computed once per prompt length, to this factor."""
+_PROMPT_EDGES = [16.0 * 1.25**step for step in range(64)]
+"""Services are computed once per prompt length, to the factor between two of these."""
 
 
 class SnapshotTaker:
@@ -195,4 +195,4 @@ def _throughput(profile: ModelOnInstance, sequences: float, kv_each: float) -> f
 
 def prompt_bucket(tokens: float) -> int:
     """Index of the bucket of prompt lengths that holds ``tokens``."""
-    return max(0, ceil(log(max(1.0, tokens) / 16.0) / _LOG_PROMPT_STEP))
+    return bisect_left(_PROMPT_EDGES, tokens)

@@ -71,6 +71,8 @@ def _moved(problem: PlanProblem, plan: Plan) -> list[int]:
     for instance in problem.instances:
         old = problem.current.get(instance.id, ())
         new = plan.queues.get(instance.id, ())
+        if old == new:
+            continue
         kept = {
             group
             for block in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
