@@ -36,9 +36,8 @@ def test_the_profile_of_a_known_server_is_found(
         server_module.sweep, "__kwdefaults__", server_module.sweep.__kwdefaults__ | {"plan": plan}
     )
     truth = slower(Factors(compute=0.7, memory=0.8))
-    monkeypatch.setattr(
-        server_module, "time", SimpleNamespace(perf_counter=lambda: time.perf_counter() / SLOW_MOTION)
-    )
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() / SLOW_MOTION, monotonic=time.monotonic)
+    monkeypatch.setattr(server_module, "time", clock)
     with fake_vllm(truth, num_gpu_blocks=700, max_model_len=4096, slower=SLOW_MOTION) as url:
         command = f"profile measure --url {url} --model llama-2-7b --gpu A10 --max-num-batched-tokens 8192 "
         command += "--out mine.toml --log mine.csv --quiet"
