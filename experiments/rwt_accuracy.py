@@ -101,9 +101,10 @@ SECTIONS = (
         HELD_OUT,
         8,
         "The same, on what the estimator was not made with",
-        "GPUs, models and rates of which no replay was run before. Of the first three an earlier version of "
-        "this table was seen; nothing was changed for it. (A fourth, the RTX-4090 with llama-3.1-8b, has "
-        "moved to the cases above: it showed that one output of 37,636 tokens ruled the second moment.)",
+        "GPUs, models and rates that the estimator was not made with. Earlier versions of this table were "
+        "seen (of the first three cases since long ago); nothing was changed for what they told. (Another, "
+        "the RTX-4090 with llama-3.1-8b, has moved to the cases above: it showed that one output of 37,636 "
+        "tokens ruled the second moment.)",
     ),
     Section(
         "near_saturation",
@@ -289,8 +290,9 @@ def run(out: Path, quick: bool) -> None:
         "# Forecast and actual waiting times",
         "",
         f"Made by `qlm-sim experiment rwt_accuracy{' --quick' if quick else ''}`, with seeds that took no "
-        "part in making the estimator; its constants were chosen on other seeds of these cases, but for "
-        "those held out. Told at arrival against waited until the first token. R² is that of the means as "
+        "part in making the estimator (but four of the RTX-4090 with llama-3.1-8b, looked at for the reason "
+        "told below); its constants were chosen on other seeds of these cases, but for those held out. Told "
+        "at arrival against waited until the first token. R² is that of the means as "
         "they were told, no line fitted; naive is n · mean tokens / throughput. R² at best is what chance in "
         f"output lengths leaves to anybody who does not know them, from {REDRAWS} replays with lengths drawn "
         "anew; it supposes that their distribution is known exactly, while the estimator has it from 3,500 "
