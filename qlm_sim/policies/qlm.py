@@ -71,6 +71,8 @@ class QlmPolicy:
         """By loaded model: instances that were left with nothing to serve."""
         self._replan_at = -_NEVER
         """Not before; and not while nothing waits."""
+        self._one_model = len({model for ledger in ledgers.values() for model in ledger.spec.models}) == 1
+        """No instance ever leaves its model, so that nothing waits for one that has left it."""
 
     @property
     def wake_at(self) -> float:
@@ -113,7 +115,7 @@ class QlmPolicy:
         model = item.request.model
         if item.request.slo_s > self._loosest_slo_s:
             self._loosest_slo_s = item.request.slo_s
-        if not item.attempt:
+        if not (item.attempt or self._one_model):
             self._visits.arrived(item.request, now)
         group = self._queues.join(item, now)
         home = group.instance
@@ -159,10 +161,11 @@ class QlmPolicy:
             self._leave_at.set(ledger.id, _NEVER)
         if self._balancing and model is not None:
             if resident is None:
-                resident = self._steal(model, decided=False) or self._steal(model, decided=True)
+                if queues.groups:
+                    resident = self._steal(model, decided=False) or self._steal(model, decided=True)
                 if resident is None:
                     self._hungry.setdefault(model, {})[ledger.id] = None
-            else:
+            elif not self._one_model:
                 other = self._steal(model, decided=False)
                 if (
                     other is not None

@@ -22,7 +22,10 @@ def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[s
     groups = {group.id: group for group in problem.groups}
     result = {name: tuple(queue) for name, queue in queues.items()}
     for index, instance in enumerate(problem.instances):
-        known = [groups[g] for g in result.get(instance.id, ()) if g in groups]
+        planned = result.get(instance.id, ())
+        if len(planned) < 2:
+            continue
+        known = [groups[g] for g in planned if g in groups]
         kinds = {group.id: (group.slo_class, group.decided) for group in known}
         tasks = [task(group, instance.kind) for group in known]
         queue = Queue(instance, index)
