@@ -6,6 +6,7 @@ Between the two, the KV cache in use is estimated from the orders, so it is neve
 """
 
 import math
+from collections.abc import Mapping
 
 from qlm_sim.core.events import EngineReported
 from qlm_sim.core.host import HostModels
@@ -99,3 +100,12 @@ class InstanceLedger:
         else:
             self.decoding -= 1
             item.first_token_at = None
+
+
+def by_model(ledgers: Mapping[str, InstanceLedger]) -> dict[str, list[InstanceLedger]]:
+    """The instances that may serve each model, in their order."""
+    capable: dict[str, list[InstanceLedger]] = {}
+    for ledger in ledgers.values():
+        for model in ledger.spec.models:
+            capable.setdefault(model, []).append(ledger)
+    return capable

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from qlm_sim.core.actions import Replan
 from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
-from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.instances import InstanceLedger, by_model
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
 from qlm_sim.core.policy import Standing
@@ -87,10 +87,7 @@ class CentralPolicy:
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
         self._table = GroupTable()
-        self._capable: dict[str, list[InstanceLedger]] = {}
-        for ledger in ledgers.values():
-            for model in ledger.spec.models:
-                self._capable.setdefault(model, []).append(ledger)
+        self._capable = by_model(ledgers)
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
         request = item.request

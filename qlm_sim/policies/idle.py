@@ -7,7 +7,7 @@ last time.
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 
-from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.instances import InstanceLedger, by_model
 
 
 class IdleInstances:
@@ -16,14 +16,12 @@ class IdleInstances:
     def __init__(self, ledgers: Mapping[str, InstanceLedger], queued: Mapping[str, Sequence[object]]) -> None:
         """``queued``: what waits, by instance."""
         self._queued = queued
-        self._capable: dict[str, list[InstanceLedger]] = {}
-        self._places: dict[str, dict[str, int]] = {}
+        self._capable = by_model(ledgers)
+        self._places = {
+            model: {ledger.id: place for place, ledger in enumerate(capable)}
+            for model, capable in self._capable.items()
+        }
         """By model and instance: its position in the lists of the model."""
-        for ledger in ledgers.values():
-            for model in ledger.spec.models:
-                capable = self._capable.setdefault(model, [])
-                self._places.setdefault(model, {})[ledger.id] = len(capable)
-                capable.append(ledger)
         self._loads = {model: [inf] * len(capable) for model, capable in self._capable.items()}
         """By model: share of its sequences that each instance runs; infinite where it may not take any."""
         self._changed = dict(ledgers)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from qlm_sim.core.actions import Replan
 from qlm_sim.core.groups import RequestGroup
-from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.instances import InstanceLedger, by_model
 from qlm_sim.core.lifecycle import RUNNING, Tracked
 from qlm_sim.core.plan import Plan, PlanProblem
 from qlm_sim.core.policy import Standing
@@ -71,7 +71,7 @@ class QlmPolicy:
         """By loaded model: instances that were left with nothing to serve."""
         self._replan_at = -_NEVER
         """Not before; and not while nothing waits."""
-        self._one_model = len({model for ledger in ledgers.values() for model in ledger.spec.models}) == 1
+        self._one_model = len(by_model(ledgers)) == 1
         """No instance ever leaves its model, so that nothing waits for one that has left it."""
 
     @property

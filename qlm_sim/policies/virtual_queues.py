@@ -10,7 +10,7 @@ from itertools import count
 
 from qlm_sim.core.deadlines import DeadlineIndex
 from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
-from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.instances import InstanceLedger, by_model
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.lso import fits
 from qlm_sim.core.plan import Plan
@@ -46,10 +46,7 @@ class VirtualQueues:
         self.of: dict[str, list[RequestGroup]] = {name: [] for name in ledgers}
         """By instance, in the order in which it serves them."""
         self.idle = IdleInstances(ledgers, self.of)
-        self._capable: dict[str, list[InstanceLedger]] = {}
-        for ledger in ledgers.values():
-            for model in ledger.spec.models:
-                self._capable.setdefault(model, []).append(ledger)
+        self._capable = by_model(ledgers)
         self._limits: dict[GroupKey, int] = {}
         """Sizes of new groups, as reckoned since the last ``regroup``."""
         self._of_model: dict[tuple[str, bool], DeadlineIndex] = {}

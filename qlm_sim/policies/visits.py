@@ -11,7 +11,7 @@ from math import exp
 
 from qlm_sim.core.deadlines import Alarms
 from qlm_sim.core.groups import RequestGroup
-from qlm_sim.core.instances import InstanceLedger
+from qlm_sim.core.instances import InstanceLedger, by_model
 from qlm_sim.core.plan import GroupService
 from qlm_sim.core.types import Request
 from qlm_sim.policies.snapshot import SnapshotTaker
@@ -39,10 +39,7 @@ class Visits:
 
     def __init__(self, snapshot: SnapshotTaker, ledgers: Mapping[str, InstanceLedger]) -> None:
         self._snapshot = snapshot
-        self._capable: dict[str, list[InstanceLedger]] = {}
-        for ledger in ledgers.values():
-            for model in ledger.spec.models:
-                self._capable.setdefault(model, []).append(ledger)
+        self._capable = by_model(ledgers)
         self._demand: dict[str, dict[float, _Arrivals]] = {}
         """By model and SLO: how its requests come."""
         self.leave_at = Alarms()
