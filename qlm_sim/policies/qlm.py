@@ -41,7 +41,7 @@ class QlmPolicy:
         estimator: ServiceEstimator,
         weights: Mapping[str, float],
         *,
-        delta: float = 0.5,
+        delta: float = 2.0,
         replan_interval_s: float = 1.0,
         first_token_only: frozenset[str] = frozenset(),
         balancing: bool = True,

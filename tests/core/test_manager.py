@@ -96,16 +96,17 @@ def test_without_eviction_the_batch_runs_out_before_the_swap(make_instance, make
 
 @pytest.mark.parametrize("balancing", [True, False])
 def test_without_balancing_nothing_is_planned_and_nobody_helps(balancing, make_instance, make_request):
-    """Two engines of one request each, and a third request that waits for one of them."""
+    """Two engines of one request each, and a third request, which waits for one of them."""
     without = frozenset() if balancing else frozenset({Lso.BALANCING})
     core = core_of([make_instance(name, max_num_seqs=1) for name in ("i0", "i1")], without=without)
     orders = core.handle(0.0, [RequestArrived(make_request(f"r{number}")) for number in range(3)])
     assert any(isinstance(order, Replan) for order in orders) == balancing
-    home = core.requests["r2"].group.instance
+    (waiting,) = (item for item in core.requests.values() if item.group is not None)
+    home = waiting.group.instance
     other = next(order for order in orders if isinstance(order, Pull) and order.instance != home)
     core.handle(1.0, [FirstToken(other.request_id, 1, other.instance)])
     freed = core.handle(2.0, [RequestFinished(other.request_id, 1, other.instance, 10)])
-    assert (Pull("r2", 1, other.instance) in freed) == balancing
+    assert (Pull(waiting.request.id, 1, other.instance) in freed) == balancing
 
 
 def test_without_swapping_the_model_stays(make_instance, make_request):
