@@ -1,23 +1,20 @@
 """The embedded store: one SQLite file in WAL mode, written by one thread that commits in groups.
 
-Whatever has queued up while the last commit was written goes into the next, so durable answers cost one
-``fsync`` a group, not one each. The leader's lease is a lock on a file beside the database: the operating
-system frees it when the process dies, however it dies.
+The leader's lease is a lock on a file beside the database: the operating system frees it when the process
+dies, however it dies.
 """
 
-import asyncio
 import fcntl
 import os
-import queue
 import sqlite3
-import threading
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from live.store.chunks import regular
+from live.store.group_commit import GroupCommit
 from live.store.interface import (
     OPEN_STATES,
     BatchRecord,
@@ -28,10 +25,8 @@ from live.store.interface import (
     StoreError,
 )
 
-T = TypeVar("T")
-
-GROUP = 512
-"""Most calls in one commit."""
+PAGE = 1000
+"""Rows read at once."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, created_at INTEGER NOT NULL,
@@ -63,11 +58,9 @@ class SqliteStore:
 
     def __init__(self, path: str, connection: sqlite3.Connection) -> None:
         self._path = path
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._connection = connection
+        self._commits = GroupCommit(connection)
+        self._do = self._commits.do
         self._lock_file: int | None = None
-        self._thread = threading.Thread(target=self._write_groups, name="store", daemon=True)
-        self._thread.start()
 
     @classmethod
     async def open(cls, path: str) -> "SqliteStore":
@@ -83,55 +76,21 @@ class SqliteStore:
         return cls(path, connection)
 
     async def close(self) -> None:
-        self._calls.put(None)
-        await asyncio.to_thread(self._thread.join)
-        self._connection.close()
+        await self._commits.close()
         self._unlock()
 
-    # The writing thread
-
-    def _write_groups(self) -> None:
-        connection = self._connection
-        while True:
-            group = [self._calls.get()]
-            while len(group) < GROUP and not self._calls.empty():
-                group.append(self._calls.get())
-            calls = [call for call in group if call is not None]
-            if calls:
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    for call in calls:
-                        call.run(connection)
-                    connection.execute("COMMIT")
-                except sqlite3.Error as error:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    for call in calls:
-                        call.error = error
-                for call in calls:
-                    call.answer()
-            if len(calls) < len(group):
-                return
-
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        call = _Call(work, asyncio.get_running_loop())
-        self._calls.put(call)
-        answer: T = await call.future
-        return answer
+    async def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        return await self._do(lambda db: db.execute(statement, values).fetchall())
 
     # Files
 
     async def add_file(self, file: FileRecord, content: Iterable[bytes] | AsyncIterator[bytes]) -> FileRecord:
         """The chunks go in one by one; the record, with the last, makes them a file."""
         part = f"{file.id}.part"
-        await self._do(lambda db: db.execute("DELETE FROM chunks WHERE file_id = ?", (part,)))
+        await self._rows("DELETE FROM chunks WHERE file_id = ?", (part,))
         size = number = 0
         async for chunk in regular(content):
-            await self._do(
-                lambda db, number=number, chunk=chunk: db.execute(  # type: ignore[misc]
-                    "INSERT INTO chunks VALUES (?, ?, ?)", (part, number, chunk)
-                )
-            )
+            await self._rows("INSERT INTO chunks VALUES (?, ?, ?)", (part, number, chunk))
             size += len(chunk)
             number += 1
         record = msgspec.structs.replace(file, bytes=size)
@@ -148,30 +107,20 @@ class SqliteStore:
         return record
 
     async def file(self, file_id: str) -> FileRecord | None:
-        row = await self._do(
-            lambda db: db.execute("SELECT record FROM files WHERE id = ?", (file_id,)).fetchone()
-        )
-        return _file_record(row[0]) if row else None
+        rows = await self._rows("SELECT record FROM files WHERE id = ?", (file_id,))
+        return _file_record(rows[0][0]) if rows else None
 
     async def files(self, tenant: str) -> list[FileRecord]:
-        rows = await self._do(
-            lambda db: db.execute(
-                "SELECT record FROM files WHERE tenant = ? ORDER BY created_at DESC, rowid DESC", (tenant,)
-            ).fetchall()
+        rows = await self._rows(
+            "SELECT record FROM files WHERE tenant = ? ORDER BY created_at DESC, rowid DESC", (tenant,)
         )
         return [_file_record(row[0]) for row in rows]
 
     async def read_file(self, file_id: str) -> AsyncIterator[bytes]:
         number = 0
-        while True:
-            row = await self._do(
-                lambda db, number=number: db.execute(  # type: ignore[misc]
-                    "SELECT data FROM chunks WHERE file_id = ? AND number = ?", (file_id, number)
-                ).fetchone()
-            )
-            if row is None:
-                return
-            yield row[0]
+        chunk = "SELECT data FROM chunks WHERE file_id = ? AND number = ?"
+        while rows := await self._rows(chunk, (file_id, number)):
+            yield rows[0][0]
             number += 1
 
     async def delete_file(self, file_id: str) -> bool:
@@ -184,13 +133,10 @@ class SqliteStore:
     # Batches
 
     async def add_batch(self, batch: BatchRecord) -> None:
-        row = (batch.id, batch.tenant, batch.status, batch.created_at, batch.expires_at, _encode(batch))
-        await self._do(
-            lambda db: db.execute(
-                "INSERT INTO batches (id, tenant, status, created_at, expires_at, record)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                row,
-            )
+        await self._rows(
+            "INSERT INTO batches (id, tenant, status, created_at, expires_at, record)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (batch.id, batch.tenant, batch.status, batch.created_at, batch.expires_at, _encode(batch)),
         )
 
     async def batch(self, batch_id: str) -> tuple[BatchRecord, Counts] | None:
@@ -207,11 +153,7 @@ class SqliteStore:
         )
 
     async def _batches(self, where: str, values: Sequence[Any]) -> list[tuple[BatchRecord, Counts]]:
-        rows = await self._do(
-            lambda db: db.execute(
-                f"SELECT record, total, completed, failed FROM batches {where}", values
-            ).fetchall()
-        )
+        rows = await self._rows(f"SELECT record, total, completed, failed FROM batches {where}", values)
         return [(_batch_record(row[0]), Counts(*row[1:])) for row in rows]
 
     async def move_batch(
@@ -306,16 +248,10 @@ class SqliteStore:
 
     async def results(self, batch_id: str) -> AsyncIterator[Result]:
         last = -1
-        while True:
-            rows = await self._do(
-                lambda db, last=last: db.execute(  # type: ignore[misc]
-                    "SELECT number, ok, text FROM results WHERE batch_id = ? AND number > ?"
-                    " ORDER BY number LIMIT 1000",
-                    (batch_id, last),
-                ).fetchall()
-            )
-            if not rows:
-                return
+        page = (
+            "SELECT number, ok, text FROM results WHERE batch_id = ? AND number > ? ORDER BY number LIMIT ?"
+        )
+        while rows := await self._rows(page, (batch_id, last, PAGE)):
             for number, ok, text in rows:
                 yield Result(number, bool(ok), text)
             last = rows[-1][0]
@@ -364,38 +300,3 @@ class SqliteStore:
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
-
-
-class _Call:
-    """Work for the writing thread, and the future that waits for it in the event loop."""
-
-    def __init__(self, work: Callable[[sqlite3.Connection], Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._work = work
-        self._loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
-        self._result: Any = None
-        self.error: Exception | None = None
-
-    def run(self, connection: sqlite3.Connection) -> None:
-        """Do it inside the group's transaction; what fails is undone alone."""
-        connection.execute("SAVEPOINT call")
-        try:
-            self._result = self._work(connection)
-        except sqlite3.IntegrityError as error:
-            connection.execute("ROLLBACK TO call")
-            self.error = error
-        connection.execute("RELEASE call")
-
-    def answer(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._settle)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
-
-    def _settle(self) -> None:
-        if self.future.cancelled():
-            return
-        if self.error is not None:
-            self.future.set_exception(StoreError(f"store: {self.error}"))
-        else:
-            self.future.set_result(self._result)

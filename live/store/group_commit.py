@@ -1,0 +1,101 @@
+"""One thread that does all work on a SQLite connection, and commits it in groups.
+
+Whatever has queued up while the last commit was written goes into the next, so durable answers cost one
+``fsync`` a group, not one each.
+"""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from live.store.interface import StoreError
+
+T = TypeVar("T")
+
+GROUP = 512
+"""Most calls in one commit."""
+
+
+class GroupCommit:
+    """The connection's only user from now on."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """``connection``: one that opens no transaction by itself, and may be used in another thread."""
+        self._connection = connection
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_groups, name="store", daemon=True)
+        self._thread.start()
+
+    async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What ``work`` returns, once it is committed. Raises StoreError, and nothing of it is kept."""
+        call = _Call(work, asyncio.get_running_loop())
+        self._calls.put(call)
+        answer: T = await call.future
+        return answer
+
+    async def close(self) -> None:
+        """Finish what is queued, and close the connection."""
+        self._calls.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._connection.close()
+
+    def _write_groups(self) -> None:
+        connection = self._connection
+        while True:
+            group = [self._calls.get()]
+            while len(group) < GROUP and not self._calls.empty():
+                group.append(self._calls.get())
+            calls = [call for call in group if call is not None]
+            if calls:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    for call in calls:
+                        call.run(connection)
+                    connection.execute("COMMIT")
+                except sqlite3.Error as error:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    for call in calls:
+                        call.error = error
+                for call in calls:
+                    call.answer()
+            if len(calls) < len(group):
+                return
+
+
+class _Call:
+    """Work for the writing thread, and the future that waits for it in the event loop."""
+
+    def __init__(self, work: Callable[[sqlite3.Connection], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._work = work
+        self._loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self._result: Any = None
+        self.error: Exception | None = None
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Do it inside the group's transaction; what fails is undone alone."""
+        connection.execute("SAVEPOINT call")
+        try:
+            self._result = self._work(connection)
+        except sqlite3.IntegrityError as error:
+            connection.execute("ROLLBACK TO call")
+            self.error = error
+        connection.execute("RELEASE call")
+
+    def answer(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._settle)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+    def _settle(self) -> None:
+        if self.future.cancelled():
+            return
+        if self.error is not None:
+            self.future.set_exception(StoreError(f"store: {self.error}"))
+        else:
+            self.future.set_result(self._result)
