@@ -43,6 +43,7 @@ def run(args: Namespace) -> int:
 
     from live.fake.engine import FakeEngine
     from live.fake.serve import serve_forever
+    from live.serving import fast_loop
     from qlm_sim.errors import InputError
     from qlm_sim.models.deployment import deploy
     from qlm_sim.models.engine_config import EngineConfig
@@ -62,7 +63,8 @@ def run(args: Namespace) -> int:
         name, profile, config, time_scale=1 / args.speed, mean_output_tokens=args.mean_output_tokens
     )
     try:
-        asyncio.run(serve_forever(engine, args.host, args.port, name))
+        with asyncio.Runner(loop_factory=fast_loop()) as runner:
+            runner.run(serve_forever(engine, args.host, args.port, name))
     except OSError as error:
         raise InputError(f"--host, --port: {args.host}:{args.port}: {error.strerror}") from None
     return 0

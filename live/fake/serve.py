@@ -9,6 +9,7 @@ import uvicorn
 
 from live.fake.app import fake_app
 from live.fake.engine import FakeEngine
+from live.serving import HttpServer
 
 
 @contextlib.asynccontextmanager
@@ -22,7 +23,7 @@ async def serving(
     config = uvicorn.Config(
         fake_app(engine, served_model), log_level="warning", access_log=False, lifespan="off"
     )
-    server = _Server(config)
+    server = HttpServer(config)
     tasks = [asyncio.ensure_future(server.serve([listener])), asyncio.ensure_future(engine.run())]
     try:
         while not server.started:
@@ -33,14 +34,6 @@ async def serving(
         tasks[1].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         listener.close()
-
-
-class _Server(uvicorn.Server):
-    """Leaves the program's signals alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        yield
 
 
 async def serve_forever(engine: FakeEngine, host: str, port: int, served_model: str | None = None) -> None:

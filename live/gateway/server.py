@@ -1,14 +1,12 @@
 """The process that ``qlm-live serve`` is: an HTTP server around the gateway, drained on SIGTERM."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from live.config import LiveConfig
 from live.gateway.app import Gateway
 from live.gateway.logs import set_up_logs
 from live.service import Service
+from live.serving import HttpServer, fast_loop
 from live.store import open_store
 from live.store.interface import StoreError
 from qlm_sim.errors import InputError
@@ -33,29 +32,12 @@ FLUSH_S = 1.0
 def serve(config: LiveConfig, record: Path | None) -> int:
     """Run until SIGTERM or SIGINT, then drain. Raises InputError where it cannot start."""
     set_up_logs(config.gateway.log)
-    with asyncio.Runner(loop_factory=_uvloop()) as runner:
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
         try:
             runner.run(_serve(config, record))
         except StoreError as error:
             raise InputError(str(error)) from None
     return 0
-
-
-def _uvloop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop, where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: draining comes first."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def _serve(config: LiveConfig, record: Path | None) -> None:
@@ -85,7 +67,7 @@ async def _serve(config: LiveConfig, record: Path | None) -> None:
             settings.load()
         except (ssl.SSLError, OSError) as error:
             raise InputError(f"gateway.tls_cert, gateway.tls_key: {error}") from None
-    server = _Server(settings)
+    server = HttpServer(settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
