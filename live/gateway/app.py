@@ -22,13 +22,14 @@ from starlette.types import Receive, Scope, Send
 from live.config import LiveConfig
 from live.gateway.batch_runner import BatchRunner
 from live.gateway.batches import Batches
-from live.gateway.completions import Completions, JobMaker
+from live.gateway.completions import Completions
 from live.gateway.dashboard import DashboardFeed, page
 from live.gateway.errors import ApiError
 from live.gateway.fair import FairWindows
 from live.gateway.files import Files, list_object
 from live.gateway.forward import Forwarder
 from live.gateway.intake import Intake, Scheduling
+from live.gateway.job_maker import JobMaker
 from live.gateway.leadership import keep_leading
 from live.gateway.logs import RequestLog
 from live.gateway.metrics import Metrics, wall_seconds

@@ -19,9 +19,9 @@ from live.gateway.batch_lines import EXPIRED as EXPIRED_ERROR
 from live.gateway.batch_lines import LineReader, answered, unanswered, write_files
 from live.gateway.batches import window_seconds
 from live.gateway.bodies import check, parse
-from live.gateway.completions import JobMaker
 from live.gateway.errors import ApiError
 from live.gateway.intake import Entry, Intake
+from live.gateway.job_maker import JobMaker
 from live.gateway.keeping import Keeper, resume_of
 from live.gateway.metrics import wall_seconds
 from live.gateway.pace import LinePace
