@@ -9,9 +9,10 @@ from pathlib import Path
 from live.config import EngineConfig, LiveConfig, ModelConfig
 from live.engines.backend import Backend
 from live.engines.http import HttpBackend
-from live.engines.instance import Instance, Watch
+from live.engines.instance import Instance
 from live.engines.residency import Residency, Restarter, Server, Sleepers
 from live.engines.supervise import AttachedServer, SupervisedServer
+from live.engines.watch import Watch
 from live.fake.engine import FakeEngine
 from live.fake.server import FakeServer
 from live.service import Service

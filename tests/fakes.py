@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from live.engines.http import HttpBackend
-from live.engines.instance import Instance, Watch
+from live.engines.instance import Instance
 from live.engines.residency import Restarter, Sleepers
+from live.engines.watch import Watch
 from live.fake.engine import FakeEngine
 from live.fake.language import generate, tokenize, words
 from live.fake.server import FakeServer

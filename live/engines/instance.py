@@ -7,13 +7,15 @@ there then goes on elsewhere, from the tokens that were heard of it.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
 from live.engines.attempt import MOST_CRASHES, MOST_LOST, Attempt, LiveRequest
 from live.engines.backend import Backend, EngineError, EngineState
+from live.engines.busy_clock import BusyClock
 from live.engines.capacity import fitted
 from live.engines.residency import Residency
+from live.engines.watch import MOST_MISSES, Watch
 from live.jobs import Failed
 from qlm_sim.core.events import (
     EngineReported,
@@ -28,32 +30,6 @@ from qlm_sim.core.events import (
 from qlm_sim.core.types import InstanceSpec, ModelOnInstance
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """How an instance is watched. Seconds."""
-
-    report_s: float = 1.0
-    """Between two reports, which are health checks too."""
-    answer_s: float = 5.0
-    """The engine must answer a health check within this time."""
-    stall_s: float = 60.0
-    """With requests running, an engine that says nothing for this long hangs."""
-    retry_s: float = 0.1
-    """Before a lost attempt is given back to the core; doubles with each in a row."""
-    backoff_s: float = 1.0
-    """Before an engine that went down is started again; doubles with each failure in a row."""
-    most_backoff_s: float = 60.0
-    swap_times: float = 10.0
-    """A swap that takes so many times as long as the last one hangs; twice that, where there was none and
-    the profile tells ..."""
-    least_swap_s: float = 30.0
-    """... and no less than this."""
-
-
-MOST_MISSES = 3
-"""Health checks in a row that may be missed."""
 
 
 class Status(Enum):
@@ -75,7 +51,7 @@ class Instance:
         models: Mapping[str, ModelOnInstance],
         resident: str,
         *,
-        watch: Watch = Watch(),
+        watch: Watch | None = None,
         host_bytes: int = 0,
     ) -> None:
         """``models``: what the profile promises of each; what the engine tells of its capacity counts more.
@@ -93,15 +69,14 @@ class Instance:
         self.crashes = 0
         self._residency = residency
         self._resident = resident
-        self._watch = watch
+        self._watch = watch = watch or Watch()
         self._host_bytes = host_bytes
         self._backend: Backend | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._heard_at = 0.0
         self._backoff_s = watch.backoff_s
         self._up_at = 0.0
-        self._busy_s = 0.0
-        self._busy_since: float | None = None
+        self._busy = BusyClock()
         self._misses = 0
         self._swapped_to: set[str] = set()
 
@@ -170,7 +145,7 @@ class Instance:
         self.swapping_to = None
         attempts = list(self.running.values())
         self.running.clear()
-        self._count_busy()
+        self._busy.stop(self._now())
         for attempt in attempts:
             live = attempt.live
             if not attempt.over:
@@ -226,7 +201,8 @@ class Instance:
         attempt = live.attempt = Attempt(live, number, self, self._post)
         self.running[live.id] = attempt
         if len(self.running) == 1:
-            self._heard_at = self._busy_since = self._now()
+            self._heard_at = self._now()
+            self._busy.start(self._heard_at)
         if attempt.max_tokens <= 0:
             attempt.finish(attempt.output_tokens)
         else:
@@ -288,10 +264,9 @@ class Instance:
 
     def _patience_s(self, model: str) -> float:
         """After which a swap to the model is given up."""
-        profile, watch = self.models[model], self._watch
+        profile = self.models[model]
         expected_s = profile.swap_in_s if self._host_bytes else profile.load_s
-        times = watch.swap_times if model in self._swapped_to else 2 * watch.swap_times
-        return max(watch.least_swap_s, times * expected_s)
+        return self._watch.swap_patience_s(expected_s, measured=model in self._swapped_to)
 
     # What the attempts tell.
 
@@ -335,13 +310,7 @@ class Instance:
     def _drop(self, attempt: Attempt) -> None:
         self.running.pop(attempt.live.id, None)
         if not self.running:
-            self._count_busy()
-
-    def _count_busy(self) -> None:
-        if self._busy_since is not None:
-            now = self._now()
-            self._busy_s += now - self._busy_since
-            self._busy_since = now if self.running else None
+            self._busy.stop(self._now())
 
     # Watching.
 
@@ -379,7 +348,6 @@ class Instance:
 
     def _report(self, state: EngineState) -> None:
         """Tell the core how it stands. The tokens are ours to know: we have heard each of them."""
-        self._count_busy()
         kv_tokens = 0
         for live_id, attempt in self.running.items():
             if attempt.began and not attempt.over:
@@ -393,7 +361,7 @@ class Instance:
                 waiting=state.waiting,
                 kv_tokens=kv_tokens,
                 kv_utilization=state.kv_utilization,
-                busy_s=self._busy_s,
+                busy_s=self._busy.seconds(self._now()),
                 preemptions=state.preemptions,
             )
         )

@@ -13,9 +13,10 @@ from fakes import PROFILE, WATCH, QuickStep, expected_text, fake_instance, job, 
 from live.engines.attempt import Attempt, LiveRequest
 from live.engines.backend import EngineError
 from live.engines.http import HttpBackend
-from live.engines.instance import Instance, Status, Watch
+from live.engines.instance import Instance, Status
 from live.engines.residency import Sleepers
 from live.engines.supervise import SupervisedServer
+from live.engines.watch import Watch
 from live.jobs import COMPLETIONS, Job
 from qlm_sim.core.events import InstanceDown, InstanceUp, ModelSwapped, RequestFinished
 from qlm_sim.core.types import Request

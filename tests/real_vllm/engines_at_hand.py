@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from fakes import QuickStep
 
 from live.engines.http import HttpBackend
-from live.engines.instance import Instance, Watch
+from live.engines.instance import Instance
 from live.engines.residency import Residency, Sleepers
 from live.engines.supervise import AttachedServer, SupervisedServer
+from live.engines.watch import Watch
 from qlm_sim.core.types import ModelOnInstance
 
 HERE = Path(__file__).parent
