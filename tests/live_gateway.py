@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "llama-2-7b"
+LONG = {"model": MODEL, "prompt": "Long", "max_tokens": 2000, "ignore_eos": True}
+SHORT = {"model": MODEL, "prompt": "Short", "max_tokens": 2}
 
 ENGINES = """
 [gateway]
@@ -147,3 +150,73 @@ def eventually(check: Callable[[], Any], seconds: float = 60.0) -> Any:
             return found
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} s: {check}")
+
+
+@contextmanager
+def in_background(gateway: GatewayProcess, bodies: list[dict[str, Any]], **headers: str) -> Iterator[None]:
+    """Requests that are under way while the block runs; their answers are dropped."""
+    answers: list[Any] = []
+
+    def ask(body: dict[str, Any]) -> None:
+        with suppress(OSError):  # the gateway may be stopped before it answers
+            answers.append(gateway.post("/v1/completions", {**body, "stream": True}, headers))
+
+    threads = [threading.Thread(target=ask, args=(body,), daemon=True) for body in bodies]
+    for thread in threads:
+        thread.start()
+    yield
+    for answer in answers:
+        answer.close()
+
+
+def queued(gateway: GatewayProcess, **headers: str) -> list[dict[str, Any]]:
+    waiting: list[dict[str, Any]] = gateway.get("/v1/queue", headers)["requests"]
+    return waiting
+
+
+def batch_file(count: int, max_tokens: int = 40) -> bytes:
+    return b"\n".join(
+        json.dumps(
+            {
+                "custom_id": f"line-{number}",
+                "method": "POST",
+                "url": "/v1/completions",
+                "body": {**LONG, "prompt": f"Line {number}", "max_tokens": max_tokens},
+            }
+        ).encode()
+        for number in range(count)
+    )
+
+
+def start_batch(gateway: GatewayProcess, content: bytes, **headers: str) -> str:
+    boundary = "zwischen"
+    form = (
+        f'--{boundary}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+    ).encode() + content
+    request = urllib.request.Request(
+        f"{gateway.url}/v1/files",
+        form + f"\r\n--{boundary}--\r\n".encode(),
+        {"content-type": f"multipart/form-data; boundary={boundary}", **headers},
+    )
+    file_id = json.loads(urllib.request.urlopen(request).read())["id"]
+    body = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
+    batch_id: str = json.loads(gateway.post("/v1/batches", body, headers).read())["id"]
+    return batch_id
+
+
+def answers_of(gateway: GatewayProcess, batch_id: str, seconds: float = 120) -> list[dict[str, Any]]:
+    """The output file of a batch, when it is completed."""
+
+    def check() -> Any:
+        batch = gateway.get(f"/v1/batches/{batch_id}")
+        return batch if batch["status"] == "completed" else None
+
+    batch = eventually(check, seconds)
+    assert batch["request_counts"]["failed"] == 0
+    content = gateway.get(f"/v1/files/{batch['output_file_id']}/content")
+    return [json.loads(row) for row in content.splitlines()]
+
+
+def answered_lines(gateway: GatewayProcess, batch_id: str) -> int:
+    return int(gateway.get(f"/v1/batches/{batch_id}")["request_counts"]["completed"])

@@ -1,26 +1,30 @@
-"""The gateway under load and under signals: waits told, excess refused, shares kept, nothing lost."""
+"""The gateway under load: waits told, excess refused, shares kept, decisions recorded."""
 
-import asyncio
 import json
-import os
 import shutil
 import signal
 import ssl
 import subprocess
 import sys
-import threading
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from browser import CHROMIUM, open_page
-from live_gateway import MODEL, GatewayProcess, engines, eventually, running_engine, running_gateway
+from live_gateway import (
+    LONG,
+    MODEL,
+    SHORT,
+    answers_of,
+    batch_file,
+    engines,
+    eventually,
+    in_background,
+    queued,
+    running_gateway,
+    start_batch,
+)
 
-from live.fake.language import generate, tokenize, words
 from live.gateway.tenants import RateLimit
 
 TENANTS = """
@@ -31,31 +35,6 @@ api_key = "key-a"
 name = "b"
 api_key = "key-b"
 """
-
-LONG = {"model": MODEL, "prompt": "Long", "max_tokens": 2000, "ignore_eos": True}
-SHORT = {"model": MODEL, "prompt": "Short", "max_tokens": 2}
-
-
-@contextmanager
-def in_background(gateway: GatewayProcess, bodies: list[dict[str, Any]], **headers: str) -> Iterator[None]:
-    """Requests that are under way while the block runs; their answers are dropped."""
-    answers: list[Any] = []
-
-    def ask(body: dict[str, Any]) -> None:
-        with suppress(OSError):  # the gateway may be stopped before it answers
-            answers.append(gateway.post("/v1/completions", {**body, "stream": True}, headers))
-
-    threads = [threading.Thread(target=ask, args=(body,), daemon=True) for body in bodies]
-    for thread in threads:
-        thread.start()
-    yield
-    for answer in answers:
-        answer.close()
-
-
-def queued(gateway: GatewayProcess, **headers: str) -> list[dict[str, Any]]:
-    waiting: list[dict[str, Any]] = gateway.get("/v1/queue", headers)["requests"]
-    return waiting
 
 
 def test_a_client_is_told_where_it_stands_and_how_long_it_will_take(tmp_path: Path) -> None:
@@ -170,203 +149,6 @@ def test_a_flood_of_one_tenant_does_not_move_the_waits_of_another(tmp_path: Path
     assert max(served_before) <= 2 * (slots + window)
 
 
-def batch_file(count: int, max_tokens: int = 40) -> bytes:
-    return b"\n".join(
-        json.dumps(
-            {
-                "custom_id": f"line-{number}",
-                "method": "POST",
-                "url": "/v1/completions",
-                "body": {**LONG, "prompt": f"Line {number}", "max_tokens": max_tokens},
-            }
-        ).encode()
-        for number in range(count)
-    )
-
-
-def start_batch(gateway: GatewayProcess, content: bytes, **headers: str) -> str:
-    boundary = "zwischen"
-    form = (
-        f'--{boundary}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-        f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
-    ).encode() + content
-    request = urllib.request.Request(
-        f"{gateway.url}/v1/files",
-        form + f"\r\n--{boundary}--\r\n".encode(),
-        {"content-type": f"multipart/form-data; boundary={boundary}", **headers},
-    )
-    file_id = json.loads(urllib.request.urlopen(request).read())["id"]
-    body = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
-    batch_id: str = json.loads(gateway.post("/v1/batches", body, headers).read())["id"]
-    return batch_id
-
-
-def answers_of(gateway: GatewayProcess, batch_id: str, seconds: float = 120) -> list[dict[str, Any]]:
-    """The output file of a batch, when it is completed."""
-
-    def check() -> Any:
-        batch = gateway.get(f"/v1/batches/{batch_id}")
-        return batch if batch["status"] == "completed" else None
-
-    batch = eventually(check, seconds)
-    assert batch["request_counts"]["failed"] == 0
-    content = gateway.get(f"/v1/files/{batch['output_file_id']}/content")
-    return [json.loads(row) for row in content.splitlines()]
-
-
-def answered_lines(gateway: GatewayProcess, batch_id: str) -> int:
-    return int(gateway.get(f"/v1/batches/{batch_id}")["request_counts"]["completed"])
-
-
-def test_a_batch_survives_kill_9_of_the_gateway(tmp_path: Path) -> None:
-    config = engines(slots=8, speed=4.0)
-    with running_gateway(tmp_path, config) as gateway:
-        batch_id = start_batch(gateway, batch_file(200))
-        eventually(lambda: answered_lines(gateway, batch_id) >= 20)
-        before = answered_lines(gateway, batch_id)
-        gateway.kill()
-    with running_gateway(tmp_path, config) as gateway:
-        assert answered_lines(gateway, batch_id) >= before, "what was answered stays so"
-        eventually(lambda: answered_lines(gateway, batch_id) >= before + 20)
-        gateway.kill()
-    with running_gateway(tmp_path, config) as gateway:
-        rows = answers_of(gateway, batch_id)
-    assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
-    assert {row["response"]["body"]["usage"]["completion_tokens"] for row in rows} == {40}
-
-
-def test_lines_go_on_where_they_were_when_the_gateway_was_killed(tmp_path: Path) -> None:
-    count, tokens = 8, 1000
-    with running_engine("--speed", "3", "--max-num-seqs", "8") as engine:
-        config = engines(slots=8).replace('kind = "fake"', f'url = "{engine.url}"')
-        with running_gateway(tmp_path, config) as gateway:
-            batch_id = start_batch(gateway, batch_file(count, tokens))
-            eventually(lambda: engine.metric("vllm:generation_tokens_total") > count * 600, 60)
-            gateway.kill()
-        before = engine.metric("vllm:generation_tokens_total")
-        with running_gateway(tmp_path, config) as gateway:
-            rows = answers_of(gateway, batch_id)
-        generated = engine.metric("vllm:generation_tokens_total")
-        assert generated < count * tokens + 0.75 * before, "no line began anew"
-        assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(count)]
-        for number, row in enumerate(rows):
-            prompt = tokenize(f"Line {number}")
-            answer = row["response"]["body"]
-            assert answer["choices"][0]["text"] == "".join(words(generate(MODEL, prompt, tokens, 1e9, True)))
-            assert answer["usage"]["prompt_tokens"] == len(prompt)
-            assert answer["usage"]["completion_tokens"] == tokens
-
-
-OWN_ENGINES = """
-[gateway]
-port = 0
-[[model]]
-name = "llama-2-7b"
-""" + "".join(
-    f"""
-[[engine]]
-id = "e{number}"
-models = ["llama-2-7b"]
-command = [{json.dumps(sys.executable)}, "-m", "live.cli", "fake-engine", "{{name}}", "--port", "{{port}}",
-    "--speed", "4", "--max-num-seqs", "8"]
-gpu = "A100-80"
-max_num_seqs = 8
-backoff_s = 0.1
-"""
-    for number in range(2)
-)
-
-
-def engines_of(gateway: GatewayProcess) -> list[int]:
-    """Processes of the gateway's own engines."""
-    pid = gateway.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(each) for each in children if "fake-engine" in Path(f"/proc/{each}/cmdline").read_text()]
-
-
-def test_nothing_is_lost_when_an_engine_is_killed_and_then_all(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, OWN_ENGINES) as gateway:
-        eventually(lambda: all(gateway.metric("qlm_instance_up", instance=f"e{n}") == 1 for n in (0, 1)), 120)
-        batch_id = start_batch(gateway, batch_file(200))
-        eventually(lambda: answered_lines(gateway, batch_id) >= 10)
-        talking = {**SHORT, "max_tokens": 400, "ignore_eos": True, "temperature": 0}
-        expected = json.loads(gateway.post("/v1/completions", talking).read())["choices"][0]["text"]
-        with ThreadPoolExecutor() as pool:
-            answers = [pool.submit(gateway.post, "/v1/completions", talking) for _ in range(4)]
-            eventually(lambda: gateway.metric("qlm_tenant_queued", tenant="default") >= 4)
-            os.kill(engines_of(gateway)[0], signal.SIGKILL)
-            texts = [json.loads(each.result().read())["choices"][0]["text"] for each in answers]
-        assert texts == [expected] * 4, "the other engine went on where the killed one was"
-        before = answered_lines(gateway, batch_id)
-        engines_left = engines_of(gateway)
-        gateway.kill()
-        for pid in engines_left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    with running_gateway(tmp_path, OWN_ENGINES) as gateway:
-        assert answered_lines(gateway, batch_id) >= before
-        rows = answers_of(gateway, batch_id)
-    assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
-
-
-def test_sigterm_lets_running_work_end_and_keeps_what_waits(tmp_path: Path) -> None:
-    config = engines(slots=4, speed=4.0)
-    with running_gateway(tmp_path, config) as gateway:
-        batch_id = start_batch(gateway, batch_file(100))
-        eventually(lambda: answered_lines(gateway, batch_id) >= 1)
-        with ThreadPoolExecutor() as pool:
-            urgent = {**SHORT, "max_tokens": 300, "ignore_eos": True}
-            answer = pool.submit(gateway.post, "/v1/completions", urgent, {"x-slo-ttft-ms": "100"})
-            eventually(
-                lambda: gateway.metric("vllm:time_to_first_token_seconds_count", model_name=MODEL) == 1
-            )
-            gateway.process.send_signal(signal.SIGTERM)
-            eventually(lambda: "draining" in gateway.log.read_text())
-            assert gateway.post("/v1/completions", SHORT).status == 503
-            usage = json.loads(answer.result().read())["usage"]
-        assert usage["completion_tokens"] == 300
-        assert gateway.process.wait(20) == 0
-        assert "Traceback" not in gateway.log.read_text()
-    with running_gateway(tmp_path, config) as gateway:
-        assert 1 <= answered_lines(gateway, batch_id) < 100
-        assert len(answers_of(gateway, batch_id)) == 100
-
-
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    server = shutil.which("redis-server")
-    if server is None:
-        pytest.skip("redis-server is not on PATH")
-    path = tmp_path / "redis.sock"
-    process = subprocess.Popen(
-        [server, "--port", "0", "--unixsocket", str(path), "--dir", str(tmp_path)], stdout=subprocess.DEVNULL
-    )
-    try:
-        eventually(path.exists)
-        yield f"unix://{path}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def test_another_gateway_of_the_same_redis_takes_over(tmp_path: Path, redis_url: str) -> None:
-    config = engines(slots=8, speed=4.0) + f'[store]\nurl = "{redis_url}"\nlease_s = 1.0\n'
-    folders = [tmp_path / name for name in ("first", "second")]
-    for folder in folders:
-        folder.mkdir()
-    with running_gateway(folders[0], config) as leader, running_gateway(folders[1], config) as follower:
-        assert leader.get("/health")["leader"]
-        assert not follower.get("/health")["leader"]
-        passed_on = json.loads(follower.post("/v1/completions", SHORT).read())
-        assert passed_on["usage"]["completion_tokens"] == 2
-        batch_id = start_batch(follower, batch_file(200))
-        eventually(lambda: answered_lines(follower, batch_id) >= 20)
-        leader.kill()
-        eventually(lambda: follower.get("/health")["leader"])
-        rows = answers_of(follower, batch_id)
-    assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
-
-
 def test_a_run_is_recorded_and_every_decision_comes_out_the_same(tmp_path: Path) -> None:
     """Of batch lines, and of interactive requests for which they are evicted."""
     events = tmp_path / "events.jsonl"
@@ -406,46 +188,3 @@ def test_tls_by_config(tmp_path: Path) -> None:
         trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
         with urllib.request.urlopen(f"{gateway.url}/health", context=trusted) as answer:
             assert answer.status == 200
-
-
-def test_what_all_tenants_share_can_be_locked(tmp_path: Path) -> None:
-    config = engines().replace("port = 0", 'port = 0\nadmin_key = "admin"')
-    with running_gateway(tmp_path, config) as gateway:
-        with pytest.raises(urllib.error.HTTPError, match="401"):
-            gateway.get("/metrics")
-        assert "qlm_leader 1.0" in gateway.get("/metrics", {"authorization": "Bearer admin"})
-        assert "<title>QLM live</title>" in gateway.get("/dashboard?key=admin")
-
-
-def test_the_dashboard_is_sent_the_state(tmp_path: Path) -> None:
-    with (
-        running_gateway(tmp_path, engines(slots=2, speed=0.5)) as gateway,
-        in_background(gateway, [LONG] * 5),
-    ):
-        eventually(lambda: len(queued(gateway)) == 3)
-        with urllib.request.urlopen(f"{gateway.url}/dashboard/events", timeout=20) as events:
-            states = (json.loads(line.removeprefix(b"data: ")) for line in events if line.strip())
-            # Until both of those that run have their first token.
-            state = next(each for each in states if each["totals"]["waiting"] == 3)
-    assert state["totals"]["running"] == 2
-    (instance,) = state["instances"]
-    assert instance["running"] == {"interactive": 2}
-    assert sum(group["requests"] for group in instance["queue"]) == 3
-    assert [each["name"] for each in state["classes"]] == ["interactive", "batch-1", "batch-2"]
-    assert len(state["waits"]) == 2
-
-
-@pytest.mark.anyio
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_page_shows_it_in_a_browser(tmp_path: Path) -> None:
-    with (
-        running_gateway(tmp_path, engines(slots=2, speed=0.5)) as gateway,
-        in_background(gateway, [LONG] * 5),
-    ):
-        eventually(lambda: len(queued(gateway)) == 3)
-        async with open_page(f"{gateway.url}/dashboard", tmp_path / "profile") as page, asyncio.timeout(20):
-            while "3 queued in" not in (shown := await page.text()):
-                await asyncio.sleep(0.2)
-    for told in ("2 running", "policy qlm", "interactive", MODEL):
-        assert told in shown
