@@ -1,10 +1,12 @@
 """vLLM's AsyncLLM in this very process: no server between. The only module that imports vllm.
 
-For plain text: what needs the server's own machinery (tools, structured output, logprobs) is refused.
+What computes is a child process that vLLM makes, which a guard ends if we are killed. For plain text: what
+needs the server's own machinery (tools, structured output, logprobs) is refused.
 """
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.reader import get_metrics_snapshot
 
 from live.engines.backend import Backend, EngineError, EngineFacts, EngineState, Listener
+from live.engines.guard import Guard, dismiss, watch_over
 from live.jobs import CHAT
 
 _TAKEN = (
@@ -32,6 +35,10 @@ _REFUSED = (
 )  # fmt: skip
 _CLIENT_ERRORS = (ValueError, getattr(vllm.exceptions, "VLLMClientError", ValueError))
 """What a request is at fault for; the second since vLLM 0.30 or so."""
+
+
+GUARD_S = 0.1
+"""While an engine starts: between two looks for child processes to guard."""
 
 
 class InProcessBackend:
@@ -184,6 +191,8 @@ class InProcessServer:
         self._env = env
         self._engine: AsyncLLM | None = None
         self._backend: InProcessBackend | None = None
+        self._guard: Guard | None = None
+        self._guarded: set[int] = set()
 
     @property
     def backend(self) -> Backend:
@@ -198,14 +207,28 @@ class InProcessServer:
         os.environ.update(self._env)
         flags = ["--model", self._paths.get(model, model), "--served-model-name", model, *self._flags]
         args = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(flags)
+        # Loading takes long, and the event loop has other engines to hear.
+        making = asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args))
+        loading = asyncio.ensure_future(making)
+        while not loading.done():
+            await asyncio.wait({loading}, timeout=GUARD_S)
+            self._guard_children()
         try:
-            # Loading takes long, and the event loop has other engines to hear.
-            engine = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args))
+            engine = loading.result()
         except Exception as error:
             raise EngineError(f"{type(error).__name__}: {error}") from None
         self._engine = engine
         self._backend = InProcessBackend(engine, model)
         await self._backend.probe()
+
+    def _guard_children(self) -> None:
+        """A guard for all child processes; those of another engine are to end with us as well."""
+        children = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+        if children - self._guarded:
+            before, self._guard = self._guard, watch_over(children)
+            self._guarded = children
+            if before is not None:
+                dismiss(before)
 
     async def stop(self, *, kill: bool) -> None:
         engine, self._engine = self._engine, None
@@ -213,3 +236,7 @@ class InProcessServer:
             await self.backend.close()
             with contextlib.suppress(Exception):
                 await asyncio.to_thread(engine.shutdown)
+        guard, self._guard = self._guard, None
+        self._guarded.clear()
+        if guard is not None:
+            dismiss(guard)

@@ -9,13 +9,13 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from live.engines.backend import Backend, EngineError
+from live.engines.guard import Guard, dismiss, lead_group
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +25,6 @@ STOP_S = 15.0
 """Seconds to end in peace after SIGTERM; then it is killed."""
 PROBE_S = 120.0
 """The first token after a start may take that long: kernels are compiled."""
-GUARD = ("sh", "-c", "read _; kill -KILL 0")
-"""Leads the process group of a server and its workers, and ends it when we are gone, however we went: workers
-outlive a server that is killed, and would hold the GPU's memory against the next."""
 
 Connect = Callable[[str, str], Backend]
 """Makes a backend for a server: its URL, and the model that it serves."""
@@ -85,7 +82,8 @@ class SupervisedServer:
         self._start_timeout_s = start_timeout_s
         self._url: str | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
+        """Of the server and its workers, which outlive one that is killed."""
         self._backend: Backend | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._gone: Callable[[str], None] = lambda reason: None
@@ -113,7 +111,7 @@ class SupervisedServer:
         named = {"port": str(port), "model": self._paths.get(model, model), "name": model}
         command = [part.format_map(named) for part in self._command]
         output = self._open_log()
-        self._guard = guard = subprocess.Popen(GUARD, stdin=subprocess.PIPE, process_group=0)
+        self._guard = guard = lead_group()
         try:
             self._process = process = await asyncio.create_subprocess_exec(
                 *command,
@@ -171,9 +169,7 @@ class SupervisedServer:
                 log.warning("engine %s does not end; it is killed", self._name)
         guard, self._guard = self._guard, None
         if guard is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(guard.pid, signal.SIGKILL)  # workers too, also of a server that died
-            guard.communicate()
+            dismiss(guard)  # with the workers, also of a server that died
         if process is not None:
             await process.wait()
 
