@@ -251,3 +251,23 @@ def test_a_run_repeats_exactly(make_instance, seed, policy):
     instances = [make_instance("i0", models), make_instance("i1", models)]
     work = workload(60, 3.0, models=models, seed=seed)
     assert run(policy, work, instances) == run(policy, work, instances)
+
+
+@pytest.mark.parametrize("slo_s", [1.2, 2.0, 2.5, 3.0])
+def test_no_target_is_so_tight_that_its_eviction_comes_too_late(slo_s, make_instance):
+    """An instance is looked at with each report, at least once a second: as much is kept in hand."""
+    batch, asked = 40, 30
+    work = Workload(
+        ids=[f"r{i:02}" for i in range(batch + asked)],
+        arrival_s=np.concatenate([np.zeros(batch), 5.123 + 3.31 * np.arange(asked)]),
+        prompt_tokens=np.full(batch + asked, 100),
+        output_tokens=np.repeat([2000, 5], [batch, asked]),
+        max_tokens=np.full(batch + asked, 4096),
+        models=("a",),
+        model_index=np.zeros(batch + asked, dtype=int),
+        slo_classes=(SloClass("interactive", slo_s), SloClass("batch", 36_000.0)),
+        slo_index=np.repeat([1, 0], [batch, asked]),
+    )
+    summary = run("qlm", work, [make_instance("i0")], without=frozenset({Lso.BALANCING}))
+    assert summary["evictions"] > 0
+    assert summary["slo_attainment"]["by_class"]["interactive"] == 1.0
