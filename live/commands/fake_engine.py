@@ -51,9 +51,15 @@ def run(args: Namespace) -> int:
     from qlm_sim.models.hardware import load_gpu
     from qlm_sim.models.specs import load_model
 
-    for flag, value in (("--speed", args.speed), ("--max-num-seqs", args.max_num_seqs)):
-        if value <= 0:
+    for flag, value in (
+        ("--speed", args.speed),
+        ("--max-num-seqs", args.max_num_seqs),
+        ("--mean-output-tokens", args.mean_output_tokens),
+    ):
+        if not 0 < value < float("inf"):
             raise InputError(f"{flag}: found {value:g}, expected a number above 0")
+    if not 0 <= args.port <= 65535:
+        raise InputError(f"--port: found {args.port}, expected a whole number from 0 to 65535")
     config = EngineConfig(max_num_seqs=args.max_num_seqs)
     profile = deploy(
         load_model(args.model), load_gpu(args.gpu), 1, config, engine=DEFAULT_ENGINE, storage_bytes_per_s=2e9

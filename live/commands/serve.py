@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from qlm_sim.cli.parser import Commands
+from qlm_sim.errors import InputError
 
 _EXAMPLES = """examples:
   qlm-live serve live.toml
@@ -48,6 +49,10 @@ def run(args: Namespace) -> int:
 
     from live.config import load_config
 
+    if args.port is not None and not 0 <= args.port <= 65535:
+        raise InputError(f"--port: found {args.port}, expected a whole number from 0 to 65535")
+    if args.fake_engines is not None and not 0 < args.fake_engines < float("inf"):
+        raise InputError(f"--fake-engines: found {args.fake_engines:g}, expected a number above 0")
     config = load_config(args.config)
     gateway = config.gateway
     if args.host is not None:

@@ -96,6 +96,9 @@ def _check_engines(config: LiveConfig, source: Source) -> None:
                 raise InputError(f"{source.name}: {at}.models: found {name!r}; {did_you_mean(name, models)}")
         if engine.resident is not None and engine.resident not in engine.models:
             raise source.refuse(f"{at}.resident", engine.resident, f"one of {', '.join(engine.models)}")
+        if engine.kv_tokens is not None and engine.kv_tokens < engine.block_size:
+            expected = f"at least block_size ({engine.block_size})"
+            raise source.refuse(f"{at}.kv_tokens", engine.kv_tokens, expected)
         _check_servers(engine, at, source)
     served = {name for engine in config.engine for name in engine.models}
     for number, name in enumerate(models):

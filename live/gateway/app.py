@@ -141,10 +141,15 @@ class Gateway:
         self._leading = asyncio.get_running_loop().create_task(
             keep_leading(self._store, self._owner, self._url, config.store.lease_s, self._open, self._lost)
         )
-        while self.house is None and await self._store.leader() is None:
+        while self.house is None and await self._store.leader() in (None, self._url):
             if self._leading.done():
                 self._leading.result()
             await asyncio.sleep(0.01)
+
+    async def fail(self) -> None:
+        """Raises what ends the scheduling, when something does; returns never."""
+        assert self._leading is not None, "the gateway has not been started"
+        await asyncio.shield(self._leading)
 
     async def _open(self) -> None:
         house = House(self.config, self._store, self._make_service(), self._tenants, self.metrics)

@@ -81,7 +81,11 @@ async def _serve(config: LiveConfig, record: Path | None) -> None:
     print(f"qlm-live: serving on {scheme}://{host}:{port}", file=sys.stderr, flush=True)
     flushing = loop.create_task(_flush(writers))
     stopping = loop.create_task(stop.wait())
-    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    failing = loop.create_task(gateway.fail())
+    await asyncio.wait({serving, stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
+    if failing.done():
+        failing.result()
+    failing.cancel()
     log.info("draining")
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, _give_up, loop)

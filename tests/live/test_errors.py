@@ -1,0 +1,58 @@
+"""What ``qlm-live`` cannot do is one line that says why, and exit status 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from live_gateway import engines
+
+from live.cli import main
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("serve CONFIG --port 99999", "--port: found 99999"),
+        ("serve CONFIG --port -1", "--port: found -1"),
+        ("serve CONFIG --fake-engines 0", "--fake-engines: found 0"),
+        ("serve CONFIG --fake-engines nan", "--fake-engines: found nan"),
+        ("serve missing.toml", "config missing.toml: no such file"),
+        ("fake-engine llama-2-7b --port 99999", "--port: found 99999"),
+        ("fake-engine llama-2-7b --port 0 --speed nan", "--speed: found nan"),
+        ("fake-engine llama-2-7b --port 0 --mean-output-tokens 0", "--mean-output-tokens: found 0"),
+        ("fake-engine nope --port 0", "model 'nope' is not known"),
+    ],
+)
+def test_a_flag_out_of_range_is_one_line(
+    command: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "live.toml"
+    config.write_text(engines())
+    assert main([str(config) if part == "CONFIG" else part for part in command.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"qlm-live: error: {said}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("instead_of", "line", "flags", "said"),
+    [
+        ('gpu = "A100-80"', 'gpu = "nope"', "", "engine[0]: GPU 'nope' is not known"),
+        ('gpu = "A100-80"', "kv_tokens = 5", "", "engine[0].kv_tokens: found 5"),
+        ('name = "llama-2-7b"', 'name = "llama-2-7b"\nconfig = "no.json"', "", "no such file"),
+        ('name = "llama-2-7b"', 'name = "llama-2-7b"\ntokenizer = "no.json"', "", "tokenizer "),
+        ("port = 0", "port = 0", "--record /proc/no/events.jsonl", "/proc/no/events.jsonl"),
+    ],
+)
+def test_what_cannot_serve_does_not_say_that_it_serves(
+    instead_of: str, line: str, flags: str, said: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "live.toml"
+    config.write_text(engines().replace(instead_of, line, 1))
+    command = [sys.executable, "-m", "live.cli", "serve", str(config), *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "serving on" not in done.stderr
