@@ -10,38 +10,54 @@ from heapq import heapify, heappop, heappush, heapreplace
 from qlm_sim.core.groups import RequestGroup
 
 _NEVER = float("inf")
+MOST_FRESH = 64
+"""So many groups are taken in together at most."""
 
 
 class DeadlineIndex:
     """Some of the groups of a table; one that is emptied leaves the index by itself."""
 
-    __slots__ = ("_groups", "_heap")
+    __slots__ = ("_fresh", "_groups", "_heap")
 
     def __init__(self, groups: Mapping[int, RequestGroup]) -> None:
         """``groups``: the table's, by id."""
         self._groups = groups
         self._heap: list[tuple[float, int]] = []
+        self._fresh: list[RequestGroup] = []
+        """Added since the last look. Most groups are gone by then, where nothing waits for long."""
 
     def add(self, group: RequestGroup) -> None:
         """Take the group in, or note that its first deadline is earlier than before."""
-        heap = self._heap
-        heappush(heap, (group.first_deadline, group.id))
-        if len(heap) > 2 * len(self._groups) + 64:
-            alive = {id_ for _, id_ in heap if id_ in self._groups}
-            heap[:] = [(self._groups[id_].first_deadline, id_) for id_ in sorted(alive)]
+        self._fresh.append(group)
+        if len(self._fresh) > MOST_FRESH:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        heap, groups = self._heap, self._groups
+        for group in self._fresh:
+            if group.id in groups:
+                heappush(heap, (group.first_deadline, group.id))
+        self._fresh.clear()
+        if len(heap) > 2 * len(groups) + 64:
+            alive = {id_ for _, id_ in heap if id_ in groups}
+            heap[:] = [(groups[id_].first_deadline, id_) for id_ in sorted(alive)]
             heapify(heap)
 
     def __len__(self) -> int:
         """Entries kept, those out of date included."""
-        return len(self._heap)
+        return len(self._heap) + len(self._fresh)
 
     @property
     def next_at(self) -> float:
         """No first deadline is earlier; infinity where there is no group."""
+        if self._fresh:
+            self._take_in()
         return self._heap[0][0] if self._heap else _NEVER
 
     def earliest(self) -> RequestGroup | None:
         """The group with the earliest first deadline, the oldest of equals."""
+        if self._fresh:
+            self._take_in()
         heap, groups = self._heap, self._groups
         while heap:
             deadline, id_ = heap[0]

@@ -79,8 +79,6 @@ class GroupTable:
 
     def __init__(self) -> None:
         self.groups: dict[int, RequestGroup] = {}
-        self.waiting: dict[GroupKey, int] = {}
-        """How many requests of each key wait; keys of which none does may be absent."""
         self._open: dict[GroupKey, RequestGroup] = {}
         self._next_id = 0
 
@@ -96,7 +94,6 @@ class GroupTable:
         group.items.append(item)
         group.context_tokens += item.context_tokens
         item.group = group
-        self.waiting[key] = self.waiting.get(key, 0) + 1
         if len(group.items) >= group.limit:
             del self._open[key]
         return group, new
@@ -109,19 +106,14 @@ class GroupTable:
         """Take ``item`` out of its group. The group is dropped when that empties it."""
         group = item.group
         assert group is not None, f"{item!r} waits in no group"
-        if group.items[0] is item:
-            group.items.popleft()
+        items = group.items
+        if items[0] is item:
+            items.popleft()
         else:
-            group.items.remove(item)
+            items.remove(item)
         group.context_tokens -= item.context_tokens
         item.group = None
-        key = group.key
-        left = self.waiting[key] - 1
-        if left:
-            self.waiting[key] = left
-        else:
-            del self.waiting[key]
-        if not group.items:
+        if not items:
             self._drop(group)
         return group
 

@@ -157,7 +157,7 @@ class QlmPolicy:
         if queue and queue[0] is not resident:
             if self._visits.should_end(ledger, queue, resident, now):
                 return queue[0].head
-        else:
+        elif self._leave_at.next_at < _NEVER:
             self._leave_at.set(ledger.id, _NEVER)
         if self._balancing and model is not None:
             if resident is None:
@@ -247,9 +247,9 @@ class QlmPolicy:
         self._problems += 1
         self._asked = PlanProblem(
             number=self._problems,
-            groups=tuple(self._snapshot.group(g, now) for g in self._queues.groups.values()),
+            groups=tuple([self._snapshot.group(g, now) for g in self._queues.groups.values()]),
             instances=tuple(self._snapshot.instances(now)),
-            current={name: tuple(g.id for g in queue) for name, queue in self._queues.of.items()},
+            current={name: tuple([g.id for g in queue]) for name, queue in self._queues.of.items()},
         )
         return Replan(self._asked)
 

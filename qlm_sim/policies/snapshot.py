@@ -49,12 +49,12 @@ class SnapshotTaker:
         Groups that are alike share the mapping.
         """
         key = group.key
-        context = group.context_tokens / len(group)
+        context = group.context_tokens / len(group.items)
         told = self.estimator.of_waiting(group)
         if told is not None:
             return self._make_services(key, context, told)
         lengths = self.lengths_of(key.model, key.slo_class)
-        cache_key = (key.model, key.slo_class, key.served, prompt_bucket(context))
+        cache_key = (key.model, key.slo_class, key.served, bisect_left(_PROMPT_EDGES, context))
         cached = self._cache.get(cache_key)
         if cached is not None and lengths.count < cached[0]:
             return cached[1]
@@ -95,16 +95,16 @@ class SnapshotTaker:
         return self.services(group)[self._kind_of[ledger.id]]
 
     def group(self, group: RequestGroup, now: float) -> WaitingGroup:
-        key = group.key
+        key, items = group.key, group.items
         return WaitingGroup(
             id=group.id,
             model=key.model,
             slo_class=key.slo_class,
-            requests=len(group),
+            requests=len(items),
             weight=self._weights.get(key.slo_class, 1.0),
             decided=key.decided,
-            first_deadline_s=group.first_deadline - now,
-            last_deadline_s=group.last_deadline - now,
+            first_deadline_s=items[0].deadline - now,
+            last_deadline_s=items[-1].deadline - now,
             service=self.services(group),
         )
 

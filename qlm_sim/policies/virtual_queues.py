@@ -48,7 +48,9 @@ class VirtualQueues:
         self.idle = IdleInstances(ledgers, self.of)
         self._capable = by_model(ledgers)
         self._limits: dict[GroupKey, int] = {}
-        """Sizes of new groups, as reckoned since the last ``regroup``."""
+        """Sizes of new groups, as reckoned since the last ``regroup`` ..."""
+        self._waiting: dict[GroupKey, int] = {}
+        """... when so many requests of each key waited."""
         self._of_model: dict[tuple[str, bool], DeadlineIndex] = {}
         """By model: groups with something to win, and (True) those that are decided."""
         self._undecided = DeadlineIndex(self._table.groups)
@@ -118,31 +120,38 @@ class VirtualQueues:
         for ledger in capable:
             profile = ledger.spec.models[key.model]
             batch += min(profile.max_num_seqs, profile.kv_capacity_tokens / (256 + length))
-        most = max(self._delta * batch, self._table.waiting.get(key, 0))
+        most = max(self._delta * batch, self._waiting.get(key, 0))
         limit = self._limits[key] = max(1, int(most / len(capable)))
         return limit
 
     def regroup(self) -> None:
         """Split groups that are far larger than they would be made now, and merge small neighbours."""
-        self._limits.clear()
+        limits, waiting = self._limits, self._waiting
+        limits.clear()
+        waiting.clear()
+        for group in self.groups.values():
+            key = group.key
+            waiting[key] = waiting.get(key, 0) + len(group.items)
         for queue in self.of.values():
             groups: list[RequestGroup] = []
+            last = None
             for group in queue:
-                limit = self._limits.get(group.key) or self._limit(group.key)
-                last = groups[-1] if groups else group
+                key = group.key
+                limit = limits.get(key) or self._limit(key)
                 if (
-                    last is not group
-                    and len(last) + len(group) <= limit
-                    and last.key == group.key
+                    last is not None
+                    and len(last.items) + len(group.items) <= limit
+                    and last.key == key
                     and last.last_deadline <= group.first_deadline
                 ):
                     self._table.merge(last, group)
                     continue
                 groups.append(group)
-                while len(group) > 2 * limit:
+                while len(group.items) > 2 * limit:
                     group = self._table.split(group, limit)
                     self._index(group)
                     groups.append(group)
+                last = group
             queue[:] = groups
 
     # Places

@@ -42,9 +42,9 @@ class Task(NamedTuple):
     id: int
 
 
-State = tuple[float, float, str | None, float, float, float, float]
+State = tuple[float, float, str | None, float, float, float, float, float]
 """An instance on its way through a queue: seconds from now, their variance, loaded model, share of a batch
-that is free, requests running, cost so far, and the part of it for waiting."""
+that is free, requests running, cost so far, the part of it for waiting, and the weight of all so far."""
 
 
 def task(group: WaitingGroup, kind: str) -> Task:
@@ -66,7 +66,7 @@ def task(group: WaitingGroup, kind: str) -> Task:
 
 def beginning(instance: InstanceState) -> State:
     """The state before the first group."""
-    return (instance.ready_s, 0.0, instance.model, instance.free, float(instance.running), 0.0, 0.0)
+    return (instance.ready_s, 0.0, instance.model, instance.free, float(instance.running), 0.0, 0.0, 0.0)
 
 
 def follow(
@@ -83,7 +83,7 @@ def follow(
     depart, one every ``decode_s``. Each change of model clears the batch away and loads the next one.
     The cost never falls along a queue. ``trail`` gets the state after each task.
     """
-    clock_s, variance, model, free, running, cost, waiting = state
+    clock_s, variance, model, free, running, cost, waiting, weights = state
     for wanted, n, prefill_s, decode_s, decode_var, batch, first_s, last_s, weight, decided, _ in tasks:
         if wanted != model:
             change_s = leave_s + swap_s[wanted]
@@ -115,7 +115,8 @@ def follow(
         if cost > limit:
             return inf
         if trail is not None:
-            trail.append((clock_s, variance, model, free, running, cost, waiting))
+            weights += weight
+            trail.append((clock_s, variance, model, free, running, cost, waiting, weights))
     return cost
 
 

@@ -85,7 +85,7 @@ class Moves:
         blocks = {
             kind: [tasks[g] for g in block]
             for kind, tasks in self._tasks.items()
-            if all(g in tasks for g in block)
+            if all([g in tasks for g in block])
         }
         able = [queue for queue in self.queues if queue.kind in blocks]
         assert able, f"no instance can serve group {block[0]}"
@@ -130,8 +130,9 @@ class Moves:
                 for group in [each.id for each in queue.tasks]:
                     if self.left <= stop:
                         return
-                    position = next((p for p, each in enumerate(queue.tasks) if each.id == group), None)
-                    if position is not None:
+                    ids = [each.id for each in queue.tasks]
+                    if group in ids:
+                        position = ids.index(group)
                         improved |= self._move(queue, position, position + 1)
                 improved |= self._move_visits(queue, stop)
             improved = improved or self._exchange_dearest(stop) or self._exchange_ends(stop)

@@ -76,7 +76,7 @@ def _least_prices(problem: PlanProblem) -> list[float]:
                 start_s = instance.ready_s
                 if each.model != instance.model:
                     start_s += instance.leave_s + instance.swap_s[each.model]
-                at_best: State = (start_s, 0.0, each.model, 1.0, 0.0, 0.0, 0.0)
+                at_best: State = (start_s, 0.0, each.model, 1.0, 0.0, 0.0, 0.0, 0.0)
                 cost = follow(at_best, (each,), instance.leave_s, instance.swap_s)
                 waited = 2 * each.weight * WAIT_PER_S * start_s
                 least[index] = min(least[index], waited + 0.5 * (cost - waited))

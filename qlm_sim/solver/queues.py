@@ -3,7 +3,6 @@ where it happens and not from the start.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Final
 
 from qlm_sim.core.plan import InstanceState
@@ -15,18 +14,19 @@ LOADED: Final = 2
 RUNNING: Final = 4
 COST: Final = 5
 WAITING: Final = 6
+WEIGHT: Final = 7
 
 EVERY_POSITION = 8
 """Up to this many groups, every position of a queue is worth trying."""
 
 
-Saved = tuple[list[Task], list[State], list[float], float]
+Saved = tuple[list[Task], list[State], float]
 
 
 class Queue:
     """The order of groups on one instance."""
 
-    __slots__ = ("cost", "index", "instance", "kind", "leave_s", "swap_s", "tasks", "trail", "weights")
+    __slots__ = ("cost", "index", "instance", "kind", "leave_s", "swap_s", "tasks", "trail")
 
     def __init__(self, instance: InstanceState, index: int) -> None:
         self.instance = instance
@@ -37,8 +37,6 @@ class Queue:
         self.tasks: list[Task] = []
         self.trail: list[State] = [beginning(instance)]
         """The state before each task, and after the last."""
-        self.weights: list[float] = [0.0]
-        """Weight of all requests before each position."""
         self.cost = 0.0
 
     def replace(self, tasks: list[Task], start: int = 0) -> None:
@@ -49,14 +47,13 @@ class Queue:
         self.trail = self.trail[: start + 1]
         follow(self.trail[start], tasks[start:], self.leave_s, self.swap_s, trail=self.trail)
         self.cost = self.trail[-1][COST]
-        self.weights = list(accumulate([task.weight for task in tasks], initial=0.0))
 
     def save(self) -> Saved:
         """What ``restore`` needs to come back to the queue as it is now."""
-        return self.tasks, self.trail, self.weights, self.cost
+        return self.tasks, self.trail, self.cost
 
     def restore(self, saved: Saved) -> None:
-        self.tasks, self.trail, self.weights, self.cost = saved
+        self.tasks, self.trail, self.cost = saved
 
     def price(self, start: int, tasks: Sequence[Task], limit: float) -> float:
         """What the queue would cost with ``tasks`` from position ``start`` on; inf above ``limit``."""
@@ -73,7 +70,7 @@ class Queue:
         own = follow(before, block, self.leave_s, self.swap_s, before[COST] + limit, after) - before[COST]
         if own > limit:
             return own
-        behind = self.weights[-1] - self.weights[position]
+        behind = self.trail[-1][WEIGHT] - before[WEIGHT]
         if behind:
             following = self.tasks[position].model
             delay_s = after[-1][CLOCK_S] - before[CLOCK_S]

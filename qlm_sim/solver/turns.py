@@ -26,6 +26,8 @@ def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[s
         if len(planned) < 2:
             continue
         known = [groups[g] for g in planned if g in groups]
+        if _is_in_turn(known):
+            continue
         kinds = {group.id: (group.slo_class, group.decided) for group in known}
         tasks = [task(group, instance.kind) for group in known]
         queue = Queue(instance, index)
@@ -43,6 +45,22 @@ def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[s
                 queue.restore(saved)
         result[instance.id] = tuple(each.id for each in tasks)
     return result
+
+
+def _is_in_turn(queue: Sequence[WaitingGroup]) -> bool:
+    """Whether groups of one class stand in the order of their deadlines inside each visit."""
+    model = None
+    last: dict[tuple[str, bool], tuple[float, int]] = {}
+    for group in queue:
+        if group.model != model:
+            model = group.model
+            last.clear()
+        kind = group.slo_class, group.decided
+        rank = group.first_deadline_s, group.id
+        if rank < last.get(kind, rank):
+            return False
+        last[kind] = rank
+    return True
 
 
 def _sorted(tasks: list[Task], ids: set[int]) -> list[Task]:

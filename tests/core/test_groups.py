@@ -93,8 +93,6 @@ def test_every_waiting_request_is_in_exactly_one_group(data) -> None:
             assert group.context_tokens == sum(item.context_tokens for item in group.items)
         stand = sorted(name for group in table.groups.values() for name in ids(group))
         assert stand == sorted(alive)
-        for key, count in table.waiting.items():
-            assert count == sum(len(g) for g in table.groups.values() if g.key == key) > 0
         earliest = index.earliest()
         assert (earliest is None) == (not table.groups)
         if earliest is not None:
