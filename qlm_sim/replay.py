@@ -18,7 +18,6 @@ from qlm_sim.metrics.repeats import combine
 from qlm_sim.metrics.run import PolicyRun, conclude
 from qlm_sim.plan_log import PlanLog
 from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
-from qlm_sim.processes import Report, run_jobs
 from qlm_sim.solver.inline import InlineSolver
 from qlm_sim.solver.solvers import DEFAULT_SOLVER, MOST_PLACES, PlanSolver
 from qlm_sim.workload.mix import build_workload
@@ -27,6 +26,8 @@ from qlm_sim.workload.workload import Trace, Workload
 
 Progress = Callable[[str, int, int], None]
 """Told (policy, requests done, requests in all)."""
+Report = Callable[[int], None]
+"""Told how many requests are done."""
 
 
 def policies_of(scenario: Scenario) -> tuple[str, ...]:
@@ -103,6 +104,8 @@ def replay(
             for name, job in zip(names, jobs, strict=True)
         ]
     else:
+        from qlm_sim.processes import run_jobs  # here, because one process does without
+
         runs = run_jobs(jobs, processes, lambda number, done: progress(names[number], done, len(workload)))
     for run in runs:
         if run.summary.get("plan_fallbacks"):

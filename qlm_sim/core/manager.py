@@ -5,6 +5,7 @@ no engine and no file, so a run can be replayed from its event log, and a test n
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from qlm_sim.core.actions import Action, Evict, Reject
@@ -41,15 +42,15 @@ class QueueManager:
         instances: Sequence[InstanceSpec],
         policy: Policy,
         estimator: Estimator,
-        forecaster: Forecaster,
+        forecaster: Callable[[], Forecaster],
         allowed: frozenset[Lso] = frozenset(Lso),
         admission: Admission | None = None,
     ) -> None:
-        """``admission``: None lets everything in."""
+        """``forecaster``: makes the one that is asked; ``admission``: None lets everything in."""
         self.policy = policy
         self._admission = admission
         self.estimator = estimator
-        self._forecaster = forecaster
+        self._make_forecaster = forecaster
         self.requests: dict[str, Tracked] = {}
         self.ledgers = {spec.id: InstanceLedger(spec) for spec in instances}
         self.stale_events = 0
@@ -104,6 +105,10 @@ class QueueManager:
         return actions
 
     # Questions. What is asked, and when, changes no decision.
+
+    @cached_property
+    def _forecaster(self) -> Forecaster:
+        return self._make_forecaster()
 
     def forecast(self, request_id: str, now: float) -> Forecast | None:
         """The wait, from ``now``, for the first token of a request that arrived.

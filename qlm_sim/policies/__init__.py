@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 
 from qlm_sim.core.admission import Admission
 from qlm_sim.core.manager import QueueManager
-from qlm_sim.core.policy import Policy
+from qlm_sim.core.policy import Forecaster, Policy
 from qlm_sim.core.types import InstanceSpec, Lso
 from qlm_sim.errors import InputError
 from qlm_sim.estimator.asked import AskedEstimator
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.estimator.told import ToldEstimator
 from qlm_sim.estimator.untaught import Untaught
-from qlm_sim.estimator.wait import WaitEstimator
 from qlm_sim.policies import central
 from qlm_sim.policies.qlm import QlmPolicy
 from qlm_sim.policies.shepherd import ShepherdPolicy
@@ -122,7 +121,9 @@ def make_core(policy: str, instances: Sequence[InstanceSpec], settings: Schedule
     estimator = _estimator(policy, settings)
     asked = estimator.questions if isinstance(estimator, AskedEstimator) else estimator
 
-    def forecaster(service: ServiceEstimator) -> WaitEstimator:
+    def forecaster(service: ServiceEstimator) -> Forecaster:
+        from qlm_sim.estimator.wait import WaitEstimator  # here, because most simulations do without
+
         return WaitEstimator(service, engines_by_deadline=entry.engine_scheduling == "priority")
 
     learns = entry.learns or settings.forecasts or settings.admission is not None
@@ -130,7 +131,7 @@ def make_core(policy: str, instances: Sequence[InstanceSpec], settings: Schedule
         instances,
         entry.make(estimator, settings),
         estimator if learns else Untaught(),
-        forecaster(asked),
+        lambda: forecaster(asked),
         frozenset(Lso) - settings.without,
         Admission(forecaster(estimator), settings.admission) if settings.admission is not None else None,
     )

@@ -256,7 +256,8 @@ class QlmPolicy:
     def adopt(self, plan: Plan, now: float) -> Iterable[str]:
         if plan.number != self._problems:
             return ()
-        undecided = sum(len(g) for g in self._queues.groups.values() if not g.key.decided)
+        undecided = sum([len(g.items) for g in self._queues.groups.values() if not g.key.decided])
         self._visits.miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
-        self._queues.adopt(replace(plan, queues=in_turn(self._asked, plan.queues)), now)
-        return tuple(self._ledgers)
+        changed = self._queues.adopt(replace(plan, queues=in_turn(self._asked, plan.queues)), now)
+        # Where models are swapped, what the plan expects to miss concerns those that it leaves alone too.
+        return changed if self._one_model else tuple(self._ledgers)

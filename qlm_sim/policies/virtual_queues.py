@@ -240,9 +240,13 @@ class VirtualQueues:
 
     # Plans
 
-    def adopt(self, plan: Plan, now: float) -> None:
-        """Order the groups as planned, as far as they are still there. Those that came since are placed."""
+    def adopt(self, plan: Plan, now: float) -> Sequence[str]:
+        """Order the groups as planned, as far as they are still there. Those that came since are placed.
+
+        Returns the instances whose queue is another than before.
+        """
         awaited = self._awaited()
+        before = dict(self.of)
         planned: set[int] = set()
         for name, ledger in self._ledgers.items():
             kept = []
@@ -264,6 +268,7 @@ class VirtualQueues:
                 self.of[group.instance].insert(0, group)
             else:
                 self._place(group, now)
+        return [name for name, queue in self.of.items() if queue != before[name]]
 
     def _awaited(self) -> set[int]:
         """Groups whose instance is loading their model: they wait for it."""

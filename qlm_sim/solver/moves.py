@@ -85,7 +85,7 @@ class Moves:
         blocks = {
             kind: [tasks[g] for g in block]
             for kind, tasks in self._tasks.items()
-            if all([g in tasks for g in block])
+            if tasks.keys() >= set(block)
         }
         able = [queue for queue in self.queues if queue.kind in blocks]
         assert able, f"no instance can serve group {block[0]}"

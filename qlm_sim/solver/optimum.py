@@ -145,7 +145,7 @@ class _Orders:
                 self.work += 1
                 if follow(state, (each,), leave_s, swap_s, limit - rest + price, trail) < inf:
                     label = _Label(groups | bit, trail[0], rest - price, (*ids, each.id))
-                    _, variance, model, room, _, _, _ = label.state
+                    _, variance, model, room, *_ = label.state
                     kept = alike.setdefault((label.groups, model, round(variance, 9), round(room, 9)), [])
                     if not any(self._stands_for(other, label) for other in kept):
                         kept[:] = [other for other in kept if not self._stands_for(label, other)]

@@ -30,9 +30,9 @@ MOST_REMOVED = 8
 MOST_REPLANNED = 16
 """The same where whole queues are emptied."""
 ALIKE_EFFORT = 4
-"""Groups followed per group, where all are of one model and class, in a descent that goes on from the plan in
-force: enough for the dearest group or two, which is where the gain is. Neither ten times as much nor starts by
-rule meet more SLOs; no descent at all, 3 to 6 % fewer."""
+"""Groups followed per group, where all are of one model and class, in a descent from the plan in force:
+enough for the dearest group or two, where the gain is. Twice as much, or starts by rule, meet no more SLOs of
+an overloaded cluster; no descent at all meets 3 to 6 points fewer."""
 BLINK = 0.1
 """Share of the positions that are overlooked when groups are put back, so that rounds differ."""
 WORSE, WORST = 1.05, 1.1

@@ -2,7 +2,6 @@
 
 from qlm_sim.core.plan import Plan, PlanProblem
 from qlm_sim.solver.cost import plan_cost
-from qlm_sim.solver.milp import places, solve_milp
 from qlm_sim.solver.mip import Backend
 from qlm_sim.solver.search import solve
 from qlm_sim.solver.starts import edf_queues
@@ -28,6 +27,8 @@ class PlanSolver:
         self.plans += 1
         if self._backend is None:
             return solve(problem)
+        from qlm_sim.solver.milp import places  # here, because most runs do without
+
         if places(problem) > MOST_PLACES:
             self.fallbacks += 1
             return solve(problem)
@@ -39,6 +40,8 @@ def milp_plan(problem: PlanProblem, backend: Backend) -> Plan:
 
     The program's own objective is not quite ``cost``, and it may have run out of nodes.
     """
+    from qlm_sim.solver.milp import solve_milp
+
     answer = solve_milp(problem, backend)
     rule = edf_queues(problem)
     plans = [Plan(problem.number, rule, plan_cost(problem, rule), len(problem.groups))]
