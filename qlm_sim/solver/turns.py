@@ -27,6 +27,7 @@ def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[s
             continue
         known = [groups[g] for g in planned if g in groups]
         if _is_in_turn(known):
+            result[instance.id] = tuple([group.id for group in known])
             continue
         kinds = {group.id: (group.slo_class, group.decided) for group in known}
         tasks = [task(group, instance.kind) for group in known]
