@@ -24,6 +24,8 @@ from qlm_sim.workload.workload import Trace
 
 BUILT_IN = ("sharegpt",)
 """Traces that come with the package, by name."""
+LATEST = 1e15
+"""The largest time of an arrival, in the trace's unit: far beyond, a second more is no other number."""
 
 Warn = Callable[[str], None]
 
@@ -282,7 +284,7 @@ def _arrivals(table: Table, spec: TableFormat) -> NDArray[np.float64] | None:
         return None
     if spec.arrival_unit_s is None:
         return table.datetimes(spec.arrival)
-    return table.numbers(spec.arrival) * spec.arrival_unit_s
+    return table.numbers(spec.arrival, LATEST) * spec.arrival_unit_s
 
 
 def _ids(table: Table, spec: TableFormat) -> list[str]:
@@ -328,7 +330,7 @@ def _from_bench_result(path: str, name: str) -> Trace:
         ids=numbered_ids(table.rows),
         prompt_tokens=table.whole_numbers("input_lens"),
         output_tokens=table.whole_numbers("output_lens"),
-        arrival_s=None if "start_times" not in table else table.numbers("start_times"),
+        arrival_s=None if "start_times" not in table else table.numbers("start_times", LATEST),
     )
 
 

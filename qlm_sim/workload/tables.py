@@ -41,12 +41,13 @@ class Table:
     def __contains__(self, column: str) -> bool:
         return column in self.columns
 
-    def numbers(self, column: str) -> NDArray[np.float64]:
-        """Finite numbers, 0 or more."""
+    def numbers(self, column: str, most: float = np.inf) -> NDArray[np.float64]:
+        """Finite numbers from 0 to ``most``."""
         values = self._floats(column)
-        bad = ~(np.isfinite(values) & (values >= 0))
+        bad = ~(np.isfinite(values) & (values >= 0) & (values <= most))
         if bad.any():
-            raise self._bad_cell(column, int(bad.argmax()), "a number of 0 or more")
+            right = "a number of 0 or more" + (f", up to {most:g}" if most < np.inf else "")
+            raise self._bad_cell(column, int(bad.argmax()), right)
         return values
 
     def whole_numbers(self, column: str) -> NDArray[np.int64]:

@@ -151,6 +151,7 @@ def test_unused_column_of_a_canonical_trace_is_told(tmp_path):
             "line 2: arrival_s is '-1'; a number of 0 or more",
         ),
         ("arrival_s,prompt_tokens,output_tokens\ninf,2,3\n", "line 2: arrival_s is 'inf'"),
+        ("arrival_s,prompt_tokens,output_tokens\n1e300,2,3\n", "line 2: arrival_s is '1e300'; a number of 0"),
         ("id,prompt_tokens,output_tokens\na,2,3\na,2,3\n", "line 3: id is 'a'; text of its own"),
         (
             "prompt_tokens,output_tokens,max_tokens\n1,20,30\n1,20,10\n",
