@@ -55,11 +55,14 @@ class Case:
     model: str
     rate_rps: float
     requests: int = 3_500
-    """As many as a trace of the paper has."""
+    """That are told their wait: as many as a trace of the paper has."""
+    times: int = 1
+    """So many times as many come, so that arrivals go on while those wait."""
     workload: str = "sharegpt"
     mega: float = 0.0
     """Share of requests with prompts of 4,000 to 12,000 tokens."""
     classes: tuple[str, ...] = ("batch-2",)
+    """In equal shares; one that is named twice has two."""
     policy: str = "static"
     """Oldest first: with one class on one instance, first come first served."""
     perturb: float = 1.0
@@ -73,7 +76,10 @@ class Case:
         if self.mega:
             notes.append(f"{self.mega:.0%} mega-prompts")
         if len(self.classes) > 1:
-            notes.append(f"{len(self.classes)} classes")
+            shares = [self.classes.count(name) for name in dict.fromkeys(self.classes)]
+            notes.append(f"{len(shares)} classes {':'.join(map(str, shares))}")
+        if self.times > 1:
+            notes.append("going on")
         if self.policy != "static":
             notes.append(self.policy)
         if self.perturb != 1.0:
@@ -126,9 +132,9 @@ class Telling:
     """A core that is asked for the wait of every request as it arrives, and notes its first token."""
 
     def __init__(
-        self, core: QueueManager, spec: InstanceSpec, model: str, *, arrivals: bool, again: bool
+        self, core: QueueManager, spec: InstanceSpec, model: str, *, arrivals: int, again: bool
     ) -> None:
-        """Asks about ``arrivals``, about some of those who wait ``again`` and again, or about nobody."""
+        """Asks about so many ``arrivals``, and about some of them ``again`` and again while they wait."""
         self._core = core
         assert isinstance(core.estimator, AskedEstimator)
         self._service = core.estimator.questions
@@ -139,6 +145,7 @@ class Telling:
         self._told: list[tuple[str, float, tuple[float, ...]]] = []
         """Id, time and what it was told."""
         self._again: list[tuple[str, float, tuple[float, ...]]] = []
+        self._asked: dict[str, None] = {}
         self.started_at: dict[str, float] = {}
 
     @property
@@ -148,13 +155,14 @@ class Telling:
     def handle(self, now: float, events: Sequence[Event]) -> list[Action]:
         actions = self._core.handle(now, events)
         for event in events:
-            if isinstance(event, RequestArrived) and self._arrivals:
+            if isinstance(event, RequestArrived) and len(self._told) < self._arrivals:
+                self._asked[event.request.id] = None
                 self._told.append((event.request.id, now, self._tell(event.request.id, now)))
             elif isinstance(event, FirstToken | RequestFinished):
                 self.started_at.setdefault(event.request_id, now)
         if now >= self._ask_at:
             self._ask_at = now + ASK_AGAIN_S
-            waiting = [name for name in self._core.requests if name not in self.started_at]
+            waiting = [name for name in self._asked if name not in self.started_at]
             for name in waiting[:: max(1, len(waiting) // ASK_AGAIN)]:
                 self._again.append((name, now, self._tell(name, now)))
         return actions
@@ -182,7 +190,8 @@ class _NoRecord:
 
 
 def _scenario(case: Case, seed: int) -> Scenario:
-    shares = [(name, 1 / len(case.classes)) for name in case.classes]
+    each = 1 / len(case.classes)
+    shares = [(name, each * case.classes.count(name)) for name in dict.fromkeys(case.classes)]
     mix = [MixEntry(case.model, name, share * (1 - case.mega)) for name, share in shares]
     if case.mega:
         mix += [MixEntry(case.model, n, s * case.mega, prompt_tokens=(4_000, 12_000)) for n, s in shares]
@@ -192,7 +201,10 @@ def _scenario(case: Case, seed: int) -> Scenario:
         mix=tuple(mix),
         cluster=(ClusterConfig(gpu=case.gpu, count=1, models=(case.model,)),),
         workload=WorkloadConfig(
-            trace=case.workload, requests=case.requests, arrivals="poisson", rate_rps=case.rate_rps
+            trace=case.workload,
+            requests=case.times * case.requests,
+            arrivals="poisson",
+            rate_rps=case.rate_rps,
         ),
     )
 
@@ -220,7 +232,7 @@ def _replay(
     if lengths is not None:
         core.estimator.lengths = lengths  # type: ignore[attr-defined]
         core.estimator.questions.lengths = deepcopy(lengths)  # type: ignore[attr-defined]
-    telling = Telling(core, specs[0], case.model, arrivals=tell, again=again)
+    telling = Telling(core, specs[0], case.model, arrivals=case.requests if tell else 0, again=again)
     simulate(
         workload,
         specs,
@@ -293,7 +305,7 @@ class CaseJob:
         again = case.policy != "static"
         parts: dict[str, list[Told]] = {}
         for seed in self.seeds:
-            lengths = learnt(case, seed + WARM_SEED) if case.learnt else None
+            lengths = learnt(replace(case, times=1), seed + WARM_SEED) if case.learnt else None
             telling = _replay(case, seed, lengths, again=again)
             parts.setdefault(case.name, []).append(telling.told(False, seed))
             if again:

@@ -21,7 +21,7 @@ class Wait(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """One request's wait, seen from ``asked_at``, if the order in force stays."""
+    """One request's wait, seen from ``asked_at``, if requests go on coming as they have."""
 
     asked_at: float
     position: int

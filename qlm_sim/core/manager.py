@@ -155,6 +155,7 @@ class QueueManager:
                 self._orders.append(Reject(event.request.id, forecast.mean_s))
                 return
         self.requests[event.request.id] = item
+        self.estimator.arrived(item, now)
         self._wait(item, now)
 
     def _wait(self, item: Tracked, now: float) -> None:
@@ -170,6 +171,7 @@ class QueueManager:
         if item is None:
             self.stale_events += 1
         elif item.state is WAITING:
+            item.cancelled = True
             if self._stranded.pop(event.request_id, None) is None:
                 self.policy.discard(item)
             del self.requests[event.request_id]

@@ -7,6 +7,7 @@ the loaded one means: switch now.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from qlm_sim.core.actions import Replan
@@ -18,8 +19,22 @@ from qlm_sim.core.plan import Plan
 from qlm_sim.core.types import Request
 
 
+class Overtaking(Enum):
+    """Which of the requests that are still to come will go before one that waits, in the long run."""
+
+    NONE = 0
+    BY_DEADLINE = 1
+    """Those that are due before it."""
+    BY_SLO = 2
+    """Those of tighter SLOs."""
+
+
 class Estimator(Protocol):
-    """What is believed of output lengths and of the engines' speed. It learns from what finishes."""
+    """What is believed of arrivals, output lengths and the engines' speed. It learns from what happens."""
+
+    def arrived(self, item: Tracked, now: float) -> None:
+        """``item`` has come, and was let in."""
+        ...
 
     def first_token(self, ledger: InstanceLedger, item: Tracked, now: float) -> None:
         """``item``, which runs there, decodes from now on."""
@@ -84,6 +99,7 @@ class Policy(Protocol):
     """Pull only what the engine can run now, so that what waits stays in our control."""
     evicts_to_swap: bool
     """Clear an instance for a swap by eviction; otherwise by letting it run empty."""
+    overtaking: Overtaking
 
     @property
     def wake_at(self) -> float:

@@ -17,6 +17,10 @@ class AskedEstimator(ServiceEstimator):
         super().__init__(paces)
         self.questions = ServiceEstimator()
 
+    def arrived(self, item: Tracked, now: float) -> None:
+        super().arrived(item, now)
+        self.questions.arrived(item, now)
+
     def first_token(self, ledger: InstanceLedger, item: Tracked, now: float) -> None:
         super().first_token(ledger, item, now)
         self.questions.first_token(ledger, item, now)

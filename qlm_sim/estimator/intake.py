@@ -72,6 +72,8 @@ class Intake:
     """That decode in it."""
     prompt_s: float
     """Seconds that a prompt adds, on average; ``seconds`` includes it for all that are in."""
+    request_s: float
+    """Seconds of a steady engine that one of the others takes, on average; 0 where there are none."""
 
 
 def intake(engine: Engine, batch: Batch, line: Line) -> Intake:
@@ -92,6 +94,7 @@ def intake(engine: Engine, batch: Batch, line: Line) -> Intake:
         step_s=engine.step_s(burst.sequences, burst.kv_tokens),
         sequences=burst.sequences,
         prompt_s=0.0,
+        request_s=0.0,
     )
 
 
@@ -234,6 +237,7 @@ class _Fluid:
             step_s=engine.step_s(n, kv_tokens),
             sequences=n,
             prompt_s=engine.slowness * sum(prefill_s(engine.profile, p, n) for p in prompts) / len(prompts),
+            request_s=line.mean(expected_s),
         )
 
     def _overdrawn(self, sequences: float, kv_tokens: float, brought: float) -> float:

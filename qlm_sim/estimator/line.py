@@ -21,6 +21,10 @@ BEYOND_SHARE = 0.1
 REACH_SHARE = 0.85
 """Of the places that were followed."""
 
+TYPICAL_REQUESTS = 16.0
+"""So many in line make their pace count half beside the profile's: a few prompts are seldom like those that
+come."""
+
 PREFILL_SPREAD = 0.05
 """Relative error of when the prompts ahead are through: others may come and share their iterations."""
 
@@ -112,8 +116,11 @@ class Visit:
         start_sd_s: float,
         result: Intake,
         engine: Engine,
+        request_s: float,
     ) -> None:
         self.model = model
+        self.request_s = request_s
+        """Seconds that one of its requests takes of a full engine, on average, by the profile."""
         self.first = first
         """Requests ahead of it on the queue."""
         self.start_s = start_s
@@ -128,6 +135,14 @@ class Visit:
         # Behind them must be places for the upper quantiles of the last.
         more = REACH_SHARE * self.intake.place[-1] or BEYOND_SHARE * at_once
         return self.first + at_once + int(more)
+
+    def pace(self, ahead: float) -> float:
+        """Seconds that the full engine takes for one of ``request_s``; 0 where all before start at once."""
+        if ahead - self.first + 1 <= len(self.intake.at_once_s):
+            return 0.0
+        waiting = float(self.intake.place[-1])
+        paced = waiting * self.intake.request_s / self.request_s
+        return (paced + TYPICAL_REQUESTS) / (waiting + TYPICAL_REQUESTS) if paced else 0.0
 
     def seconds_at(self, freed: float) -> float:
         """By when so much room has come free for those that do not start at once."""
@@ -196,12 +211,27 @@ class LineForecast:
         ``together``: so many times as many are ahead of it on all the instances that serve the line.
         """
         elapsed_s = now - self.made_at
-        if elapsed_s > 0:
-            ahead += round(self.admitted(elapsed_s))
+        ahead = self._ahead(ahead, elapsed_s)
         if ahead >= self.beyond:
             last = self._visits[-1].wait(self.beyond - 1, prefill_tokens, 0.0, together)
             return Stretched(last, (ahead + 1) / self.beyond, elapsed_s)
-        visit = next((v for v in reversed(self._visits) if v.model == model and v.first <= ahead), None)
-        if visit is None:
-            visit = next(visit for visit in reversed(self._visits) if visit.first <= ahead)
-        return visit.wait(ahead, prefill_tokens, elapsed_s, together)
+        return self._visit(model, ahead).wait(ahead, prefill_tokens, elapsed_s, together)
+
+    def pace(self, model: str, ahead: float, now: float) -> float:
+        """``Visit.pace`` for a request with so many ahead of it now."""
+        ahead = min(self._ahead(ahead, now - self.made_at), self.beyond - 1)
+        return self._visit(model, ahead).pace(ahead)
+
+    def serves(self, model: str) -> bool:
+        """Whether the line has a visit to ``model``."""
+        return any(visit.model == model for visit in self._visits)
+
+    def _ahead(self, ahead: float, elapsed_s: float) -> float:
+        """So many were ahead when the forecast was made."""
+        return ahead + round(self.admitted(elapsed_s)) if elapsed_s > 0 else ahead
+
+    def _visit(self, model: str, ahead: float) -> Visit:
+        for visit in reversed(self._visits):
+            if visit.model == model and visit.first <= ahead:
+                return visit
+        return next(visit for visit in reversed(self._visits) if visit.first <= ahead)

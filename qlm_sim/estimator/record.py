@@ -4,7 +4,7 @@ What was told is held against what came of it, for each model, SLO class and dep
 waits were longer than told, and how far they lay from the median in units of the spread told. The next
 forecasts are corrected by the former and have the quantiles of the latter (recalibration by the observed
 distribution of scores; Kuleshov et al., 2018; conformal prediction). So what a model of engines leaves out,
-such as requests that overtake, is learnt. Errors of waits that overlap in time are the same errors, so
+such as evictions and swaps to come, is learnt. Errors of waits that overlap in time are the same errors, so
 each counts for the share of its wait in which no other was told before; the model's own word counts as so
 many independent scores.
 """

@@ -8,12 +8,14 @@ request's decoding takes O / Θ of the engine.
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from qlm_sim.core.groups import RequestGroup, prompt_band
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import GroupService
 from qlm_sim.core.types import ModelOnInstance, Request
+from qlm_sim.estimator.arrivals import Arrivals
 from qlm_sim.estimator.lengths import LengthStatistics, OutputLengths
 from qlm_sim.estimator.pace import Pace
 from qlm_sim.estimator.record import TrackRecord
@@ -102,11 +104,17 @@ class ServiceEstimator:
     """Learns output lengths and engine speeds, and says what they mean. Implements core's Estimator."""
 
     def __init__(self, paces: bool = True) -> None:
-        """``paces``: watch what engines get done under a waiting line, which only forecasts ask for."""
+        """``paces``: watch what comes, and what engines get done under a waiting line, which only forecasts
+        ask for."""
         self.lengths = OutputLengths()
         self._clocks: defaultdict[str, EngineClock] = defaultdict(partial(EngineClock, paces))
         self._learnt: defaultdict[str, _Learnt] = defaultdict(_Learnt)
         self.record = TrackRecord()
+        self.arrivals = Arrivals() if paces else None
+
+    def arrived(self, item: Tracked, now: float) -> None:
+        if self.arrivals is not None:
+            self.arrivals.came(item, now)
 
     def clock(self, ledger: InstanceLedger) -> EngineClock:
         return self._clocks[ledger.id]
@@ -118,7 +126,8 @@ class ServiceEstimator:
             self.record.first_token(request.id, now)
         if request.id not in clock.decoding:
             learnt = self._learnt[request.model]
-            entry = clock.began(ledger, item, now, learnt.speed)
+            waited_since = inf if self.arrivals is None else self.arrivals.waited_since(request.model)
+            entry = clock.began(ledger, item, now, learnt.speed, waited_since)
             self.lengths.began(request.id, entry.kind, entry)
             tokens = item.pulled_context
             learnt.count += 1
@@ -165,6 +174,11 @@ class ServiceEstimator:
         if best is None or best[0] != ledger.spec.models[model]:
             return own
         return own if own is not None and own.steps >= best[1].steps else best[1]
+
+    def request(self, ledger: InstanceLedger, model: str, prompt_tokens: float) -> GroupService:
+        """What requests of that mean prompt take of the instance, when its batch is full."""
+        profile, lengths = ledger.spec.models[model], self.lengths.of_model(model)
+        return group_service(profile, prompt_tokens, lengths, self.slowness(ledger, model))
 
     def generated_tokens(self, ledger: InstanceLedger, now: float) -> float:
         return self._clocks[ledger.id].generated(now)

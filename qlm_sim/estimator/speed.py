@@ -8,6 +8,7 @@ reports put the sum right, and tell of requests that were preempted, which gener
 """
 
 import math
+from math import inf
 
 from qlm_sim.core.events import EngineReported
 from qlm_sim.core.instances import InstanceLedger
@@ -184,8 +185,16 @@ class EngineClock:
             each = report.kv_tokens / report.running
             self._generated = max(0.0, (each - 1) * count - self._brought)
 
-    def began(self, ledger: InstanceLedger, item: Tracked, now: float, start: SpeedRatio | None) -> Decoding:
-        """``item`` has its first token. ``start``: what is known of its model's speed elsewhere."""
+    def began(
+        self,
+        ledger: InstanceLedger,
+        item: Tracked,
+        now: float,
+        start: SpeedRatio | None,
+        waited_since: float = inf,
+    ) -> Decoding:
+        """``item`` has its first token. ``start``: what is known of its model's speed elsewhere.
+        ``waited_since``: when the oldest came of those who still wait for the model."""
         model = item.request.model
         profile = ledger.spec.models[model]
         if model != self._model:
@@ -204,10 +213,9 @@ class EngineClock:
         self.iterated_at = self.began_at = now
         if self.pace is not None and not item.output_tokens:
             arrived_at = item.request.arrived_at
-            waited = arrived_at <= self._checked_at and now - arrived_at > WAITED_PREFILLS * prefill_s(
-                profile, tokens
-            )
-            self.pace.check(waited, beside)
+            if now - arrived_at > WAITED_PREFILLS * prefill_s(profile, tokens):
+                waited_since = min(waited_since, arrived_at)
+            self.pace.check(waited_since <= self._checked_at, beside)
             self._checked_at = now
         entry = self.decoding[item.request.id] = Decoding(self, item)
         self._brought += entry.brought

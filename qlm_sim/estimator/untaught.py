@@ -8,6 +8,9 @@ from qlm_sim.estimator.lengths import PRIOR_MEAN_TOKENS
 class Untaught:
     """Implements core's Estimator."""
 
+    def arrived(self, item: Tracked, now: float) -> None:
+        pass
+
     def first_token(self, ledger: InstanceLedger, item: Tracked, now: float) -> None:
         pass
 

@@ -3,12 +3,13 @@
 Takes the paper's equations as the base (Patke et al., SoCC '24, section 5): the wait is the output
 tokens ahead over the engine's token throughput, and about normal by the central limit theorem. Goes on
 where they are weak: what runs now is counted by its own residual lengths, what finds room starts at
-once, the wait for k departures is a gamma in k (one departure is not normal), and what is not yet known
-of lengths and speeds widens it.
+once, the wait for k departures is a gamma in k (one departure is not normal), those who are still to come
+and go first are added (``overtaking``), and what is not yet known of lengths and speeds widens it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from math import sqrt
 
 import numpy as np
 
@@ -16,12 +17,13 @@ from qlm_sim.core.forecast import Forecast, Wait
 from qlm_sim.core.groups import GroupKey, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import RUNNING, WAITING, Tracked
-from qlm_sim.core.policy import Order, Standing
+from qlm_sim.core.policy import Order, Overtaking, Standing
 from qlm_sim.core.types import ModelOnInstance
 from qlm_sim.estimator.engine import Batch, Engine, Line
 from qlm_sim.estimator.intake import Intake, intake
 from qlm_sim.estimator.lengths import LengthKind, kind_of
 from qlm_sim.estimator.line import LineForecast, Never, Visit
+from qlm_sim.estimator.overtaking import Overtaken, Passing, passes_for_s
 from qlm_sim.estimator.service import ServiceEstimator
 from qlm_sim.estimator.steps import restores
 
@@ -46,9 +48,17 @@ class WaitEstimator:
     Implements core's Forecaster. A forecast of a line is kept for a small share of the waits asked for.
     """
 
-    def __init__(self, service: ServiceEstimator, *, engines_by_deadline: bool = False) -> None:
-        """``engines_by_deadline``: what waits on an engine is served by deadline, not in order."""
+    def __init__(
+        self,
+        service: ServiceEstimator,
+        overtaking: Overtaking = Overtaking.NONE,
+        *,
+        engines_by_deadline: bool = False,
+    ) -> None:
+        """``overtaking``: the policy's rule. ``engines_by_deadline``: what waits on an engine is served by
+        deadline, not in order."""
         self._service = service
+        self._overtaking = overtaking
         self._by_deadline = engines_by_deadline
         self._lines: dict[str, LineForecast] = {}
 
@@ -65,7 +75,10 @@ class WaitEstimator:
         if standing is None:
             ledger = ledgers[item.instance]
             ahead = self._sent(ledger).index(item)
-            wait: Wait = self._line(ledger, item, ahead, order, now).wait(model, ahead, tokens, now)
+            line = self._line(ledger, item, ahead, order, now)
+            wait: Wait = line.wait(model, ahead, tokens, now)
+            if self._by_deadline:
+                wait = self._overtaken(wait, line, ledger, item, ahead, ledgers, now)
             return self._told(item, ahead, wait, now)
         serving = [ledgers[name] for name in standing.instances]
         if not serving:
@@ -73,10 +86,48 @@ class WaitEstimator:
         before = [self._sent_before(ledger, item) for ledger in serving]
         position = standing.ahead + sum(before)
         if len(serving) == 1:
-            wait = self._line(serving[0], item, position, order, now).wait(model, position, tokens, now)
+            ledger = serving[0]
+            line = self._line(ledger, item, position, order, now)
+            wait = line.wait(model, position, tokens, now)
+            wait = self._overtaken(wait, line, ledger, item, position, ledgers, now)
         else:
-            wait = self._shared(serving, before, standing.ahead, item, order, now)
+            wait = self._shared(serving, before, standing.ahead, item, ledgers, order, now)
         return self._told(item, position, wait, now)
+
+    def _overtaken(
+        self,
+        wait: Wait,
+        line: LineForecast,
+        ledger: InstanceLedger,
+        item: Tracked,
+        ahead: float,
+        ledgers: Mapping[str, InstanceLedger],
+        now: float,
+    ) -> Wait:
+        """``wait`` with those who are still to come and pass ``item``, of whom ``ledger`` takes its share."""
+        service, arrivals = self._service, self._service.arrivals
+        pace = 0.0
+        if arrivals is not None and self._overtaking is not Overtaking.NONE:
+            pace = line.pace(item.request.model, ahead, now)
+        if not pace:
+            return wait
+        assert arrivals is not None
+        passing = []
+        for coming in arrivals.coming(now):
+            for_s = min(coming.for_s, passes_for_s(self._overtaking, item, coming.slo_s, now))
+            model = coming.model
+            if not (for_s and line.serves(model)):
+                continue
+            others = sum(other.next_model == model for other in ledgers.values() if other is not ledger)
+            each = service.request(ledger, model, coming.prompt_tokens)
+            each_s = pace * (each.prefill_s + each.decode_s)
+            lengths = service.lengths.of_model(model)
+            each_var = lengths.variance * (pace * each.decode_s / lengths.mean) ** 2
+            per_s = coming.per_s / (1 + others)
+            load = per_s * each_s
+            passing.append(Passing(load, per_s * (each_s**2 + each_var), load / sqrt(coming.seen), for_s))
+        passing.sort(key=lambda each: each.for_s)
+        return Overtaken(wait, passing) if passing else wait
 
     def _told(self, item: Tracked, position: int, wait: Wait, now: float) -> Forecast:
         """The forecast as the record of earlier ones corrects it."""
@@ -90,6 +141,7 @@ class WaitEstimator:
         before: Sequence[int],
         ahead: int,
         item: Tracked,
+        ledgers: Mapping[str, InstanceLedger],
         order: Order,
         now: float,
     ) -> Wait:
@@ -125,7 +177,9 @@ class WaitEstimator:
             line.wait(item.request.model, part, float(item.context_tokens), now, max(1.0, ahead / (part + 1)))
             for line, part in zip(lines, parts, strict=True)
         ]
-        return min(waits, key=lambda wait: wait.mean_s)
+        first = min(range(len(waits)), key=lambda at: waits[at].mean_s)
+        ledger = serving[chosen[first]]
+        return self._overtaken(waits[first], lines[first], ledger, item, parts[first], ledgers, now)
 
     def _line(
         self, ledger: InstanceLedger, item: Tracked, ahead: int, order: Order, now: float
@@ -192,8 +246,10 @@ class WaitEstimator:
                 sent = []
             if sent or stretch:
                 running = list(ledger.running.values()) if not number and model == ledger.model else []
-                result, engine = self._intake(ledger, model, running, sent, stretch, now)
-                visits.append(Visit(model, first, start_s, start_sd_s, result, engine))
+                result, engine, context_tokens = self._intake(ledger, model, running, sent, stretch, now)
+                each = self._service.request(ledger, model, context_tokens)
+                request_s = each.prefill_s + each.decode_s
+                visits.append(Visit(model, first, start_s, start_sd_s, result, engine, request_s))
                 first += len(sent) + sum(map(len, stretch))
         last = visits[-1].wait(first - 1, 1.0, 0.0)
         beyond = first < requests
@@ -213,7 +269,8 @@ class WaitEstimator:
         sent: Sequence[Tracked],
         groups: Sequence[RequestGroup],
         now: float,
-    ) -> tuple[Intake, Engine]:
+    ) -> tuple[Intake, Engine, float]:
+        """What is expected of a visit, the engine, and the mean tokens that those in line bring along."""
         service = self._service
         profile = ledger.spec.models[model]
         clock = service.clock(ledger)
@@ -247,7 +304,7 @@ class WaitEstimator:
             np.array(began, dtype=float),
             np.array(batch_kind, dtype=np.int64),
         )
-        return intake(engine, batch, line), engine
+        return intake(engine, batch, line), engine, line.mean(line.context)
 
 
 def _line(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from qlm_sim.core.admission import Admission
 from qlm_sim.core.manager import QueueManager
-from qlm_sim.core.policy import Forecaster, Policy
+from qlm_sim.core.policy import Forecaster, Overtaking, Policy
 from qlm_sim.core.types import InstanceSpec, Lso
 from qlm_sim.errors import InputError
 from qlm_sim.estimator.asked import AskedEstimator
@@ -55,9 +55,15 @@ class PolicyEntry:
 
 
 def _central(
-    name: str, summary: str, rank: central.RankFunction, hold: central.HoldFunction = central.never
+    name: str,
+    summary: str,
+    rank: central.RankFunction,
+    hold: central.HoldFunction = central.never,
+    overtaking: Overtaking = Overtaking.NONE,
 ) -> PolicyEntry:
-    return PolicyEntry(summary, lambda estimator, settings: central.CentralPolicy(name, rank, hold))
+    return PolicyEntry(
+        summary, lambda estimator, settings: central.CentralPolicy(name, rank, hold, overtaking)
+    )
 
 
 def _qlm(estimator: ServiceEstimator, settings: SchedulerSettings) -> Policy:
@@ -92,10 +98,19 @@ POLICIES: dict[str, PolicyEntry] = {
         "strict bands by SLO, held back while an engine is saturated (llm-d)",
         central.flow_control,
         central.saturated,
+        Overtaking.BY_SLO,
     ),
-    "edf": _central("edf", "earliest deadline first over the whole cluster", central.edf),
+    "edf": _central(
+        "edf",
+        "earliest deadline first over the whole cluster",
+        central.edf,
+        overtaking=Overtaking.BY_DEADLINE,
+    ),
     "edf-batched": _central(
-        "edf-batched", "earliest deadline first, the loaded model before others", central.edf_batched
+        "edf-batched",
+        "earliest deadline first, the loaded model before others",
+        central.edf_batched,
+        overtaking=Overtaking.BY_DEADLINE,
     ),
     "shepherd": PolicyEntry(
         "SHEPHERD: periodic plan of models onto instances, largest feasible batch first",
@@ -121,15 +136,19 @@ def make_core(policy: str, instances: Sequence[InstanceSpec], settings: Schedule
     estimator = _estimator(policy, settings)
     asked = estimator.questions if isinstance(estimator, AskedEstimator) else estimator
 
+    made = entry.make(estimator, settings)
+    by_deadline = entry.engine_scheduling == "priority"
+    overtaking = Overtaking.BY_DEADLINE if by_deadline else made.overtaking
+
     def forecaster(service: ServiceEstimator) -> Forecaster:
         from qlm_sim.estimator.wait import WaitEstimator  # here, because most simulations do without
 
-        return WaitEstimator(service, engines_by_deadline=entry.engine_scheduling == "priority")
+        return WaitEstimator(service, overtaking, engines_by_deadline=by_deadline)
 
     learns = entry.learns or settings.forecasts or settings.admission is not None
     return QueueManager(
         instances,
-        entry.make(estimator, settings),
+        made,
         estimator if learns else Untaught(),
         lambda: forecaster(asked),
         frozenset(Lso) - settings.without,

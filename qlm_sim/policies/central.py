@@ -13,7 +13,7 @@ from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
 from qlm_sim.core.instances import InstanceLedger, by_model
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
-from qlm_sim.core.policy import Standing
+from qlm_sim.core.policy import Overtaking, Standing
 from qlm_sim.core.types import Request
 from qlm_sim.policies.lines import count_before, in_order
 
@@ -80,8 +80,15 @@ class CentralPolicy:
     evicts_to_swap = False
     wake_at = float("inf")
 
-    def __init__(self, name: str, rank: RankFunction, hold: HoldFunction = never) -> None:
+    def __init__(
+        self,
+        name: str,
+        rank: RankFunction,
+        hold: HoldFunction = never,
+        overtaking: Overtaking = Overtaking.NONE,
+    ) -> None:
         self.name = name
+        self.overtaking = overtaking
         self._rank = rank
         self._hold = hold
 

@@ -14,7 +14,7 @@ from qlm_sim.core.groups import RequestGroup
 from qlm_sim.core.instances import InstanceLedger, by_model
 from qlm_sim.core.lifecycle import RUNNING, Tracked
 from qlm_sim.core.plan import Plan, PlanProblem
-from qlm_sim.core.policy import Standing
+from qlm_sim.core.policy import Overtaking, Standing
 from qlm_sim.core.types import Request
 from qlm_sim.estimator.asked import AskedEstimator
 from qlm_sim.estimator.service import ServiceEstimator
@@ -35,6 +35,7 @@ class QlmPolicy:
     name = "qlm"
     holds_back = True
     evicts_to_swap = True
+    overtaking = Overtaking.BY_DEADLINE
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from qlm_sim.core.groups import GroupKey, GroupTable, RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
-from qlm_sim.core.policy import Standing
+from qlm_sim.core.policy import Overtaking, Standing
 from qlm_sim.core.types import Request
 from qlm_sim.estimator.service import ServiceEstimator, group_service
 from qlm_sim.estimator.steps import decode_step_s, prefill_s
@@ -42,6 +42,7 @@ class ShepherdPolicy:
     name = "shepherd"
     holds_back = True
     evicts_to_swap = True
+    overtaking = Overtaking.BY_DEADLINE
 
     def __init__(self, estimator: ServiceEstimator) -> None:
         self._estimator = estimator

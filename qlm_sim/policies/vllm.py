@@ -15,7 +15,7 @@ from qlm_sim.core.groups import RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import Plan
-from qlm_sim.core.policy import Standing
+from qlm_sim.core.policy import Overtaking, Standing
 from qlm_sim.core.types import Request
 from qlm_sim.estimator.service import ServiceEstimator, group_service
 from qlm_sim.policies.lines import stretches
@@ -48,6 +48,7 @@ class VllmPolicy:
     name = "vllm"
     holds_back = False
     evicts_to_swap = False
+    overtaking = Overtaking.NONE
     wake_at = float("inf")
 
     def __init__(self, estimator: ServiceEstimator) -> None:

@@ -1,8 +1,8 @@
-"""First come, first served among like groups, where nothing is at stake.
+"""The order of deadlines, where nothing is at stake; within a class that is first come, first served.
 
 To serve the shorter work first makes the mean wait shorter, and so the solver does; between groups of one
-class that is noise of a few prompts, for which some would be overtaken again and again, and nobody could be
-told when their turn is.
+model that is noise of a few prompts, for which some would be overtaken again and again, and nobody could be
+told when their turn is. And who is due first has most to fear of what is still to come.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ AT_STAKE = 0.005
 
 
 def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """``queues`` with groups of one class in the order of their deadlines inside each visit to a model, save
+    """``queues`` in the order of deadlines inside each visit to a model, of all classes or else of each, save
     where more would be missed or late for it."""
     groups = {group.id: group for group in problem.groups}
     result = {name: tuple(queue) for name, queue in queues.items()}
@@ -29,11 +29,13 @@ def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[s
         if _is_in_turn(known):
             result[instance.id] = tuple([group.id for group in known])
             continue
-        kinds = {group.id: (group.slo_class, group.decided) for group in known}
         tasks = [task(group, instance.kind) for group in known]
         queue = Queue(instance, index)
-        for kind in dict.fromkeys(kinds.values()):
-            turned = _sorted(tasks, {g for g in kinds if kinds[g] == kind})
+        alike = [{group.id for group in known if group.decided is decided} for decided in (False, True)]
+        kinds = {group.id: (group.slo_class, group.decided) for group in known}
+        alike += [{g for g in kinds if kinds[g] == kind} for kind in dict.fromkeys(kinds.values())]
+        for ids in alike:
+            turned = _sorted(tasks, ids)
             if turned == tasks:
                 continue
             if not queue.tasks:
@@ -49,18 +51,17 @@ def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[s
 
 
 def _is_in_turn(queue: Sequence[WaitingGroup]) -> bool:
-    """Whether groups of one class stand in the order of their deadlines inside each visit."""
+    """Whether groups stand in the order of their deadlines inside each visit; decided ones by themselves."""
     model = None
-    last: dict[tuple[str, bool], tuple[float, int]] = {}
+    last: dict[bool, tuple[float, int]] = {}
     for group in queue:
         if group.model != model:
             model = group.model
             last.clear()
-        kind = group.slo_class, group.decided
         rank = group.first_deadline_s, group.id
-        if rank < last.get(kind, rank):
+        if rank < last.get(group.decided, rank):
             return False
-        last[kind] = rank
+        last[group.decided] = rank
     return True
 
 

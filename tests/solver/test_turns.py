@@ -1,4 +1,4 @@
-"""Like groups are served in the order of their deadlines, unless something is at stake."""
+"""Groups of a model are served in the order of their deadlines, unless something is at stake."""
 
 from dataclasses import replace
 
@@ -43,9 +43,15 @@ def test_shorter_work_of_the_same_class_does_not_pass_when_all_have_time():
     assert turned(groups, planned) == (0, 1, 2, 3, 4)
 
 
-def test_classes_keep_their_places_among_each_other():
+def test_what_is_due_first_goes_first_whatever_its_class():
     groups = [group(n, 3600.0 + n, slo_class=("batch", "bulk")[n % 2]) for n in range(4)]
-    assert turned(groups, (3, 2, 1, 0)) == (1, 0, 3, 2)
+    assert turned(groups, (3, 2, 1, 0)) == (0, 1, 2, 3)
+
+
+def test_where_that_is_too_dear_each_class_is_in_turn():
+    """The first can no longer be met, and would make the others of the first class late as well."""
+    groups = [group(0, 0.5, slo_class="bulk", requests=100), group(1, 4.0), group(2, 8.0)]
+    assert turned(groups, (2, 1, 0)) == (1, 2, 0)
 
 
 def test_no_group_is_moved_to_another_visit():
