@@ -143,8 +143,9 @@ SECTIONS = (
         "loosest class waits, which nobody can know, so that it is told too much. At 8/s in equal shares the "
         "two tighter classes alone take 93 % of the engine: one per cent more or less of speed changes the "
         "wait of the third by a seventh. Fewer ahead, R² is that of a few who were told far too much, as the "
-        "load to come looked for a while as if it would fill the engine. *Asked again* are those who wait, "
-        f"{ASK_AGAIN} or so every {ASK_AGAIN_S:g} s, about the rest of their wait.",
+        "load to come looked for a while as if it would fill the engine. These seeds were seen: `GOES_ON` "
+        "and `TYPICAL_REQUESTS` came in after a first table of this section. *Asked again* are those who "
+        f"wait, {ASK_AGAIN} or so every {ASK_AGAIN_S:g} s, about the rest of their wait.",
     ),
 )
 
@@ -297,8 +298,9 @@ def run(out: Path, quick: bool) -> None:
         "",
         f"Made by `qlm-sim experiment rwt_accuracy{' --quick' if quick else ''}`, with seeds that took no "
         "part in making the estimator (but four of the RTX-4090 with llama-3.1-8b, looked at for the reason "
-        "told below); its constants were chosen on other seeds of these cases, but for those held out. Told "
-        "at arrival against waited until the first token. R² is that of the means as "
+        "told below, and those of reordered queues); its constants were chosen on other "
+        "seeds of these cases, but for those held out. Told at arrival against waited until the "
+        "first token. R² is that of the means as "
         "they were told, no line fitted; naive is n · mean tokens / throughput. R² at best is what chance in "
         f"output lengths leaves to anybody who does not know them, from {REDRAWS} replays with lengths drawn "
         "anew; it supposes that their distribution is known exactly, while the estimator has it from 3,500 "
