@@ -7,18 +7,22 @@ told when their turn is. And who is due first has most to fear of what is still 
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from operator import attrgetter
 
 from qlm_sim.core.plan import InstanceState, PlanProblem, WaitingGroup
 from qlm_sim.solver.cost import Task, task
-from qlm_sim.solver.queues import Queue, visit_starts
+from qlm_sim.solver.queues import CLOCK_S, Queue, visit_starts
 
 AT_STAKE = 0.005
 """Missed requests, lateness and swaps in their cost, that an order by turn may add to a queue."""
 
 
 def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """``queues`` in the order of deadlines inside each visit to a model, of all classes or else of each, save
-    where more would be missed or late for it."""
+    """``queues`` in the order of deadlines, save where more would be missed or late for it.
+
+    Inside each visit to a model, of all classes or else of each; then, where models take turns, of each model
+    and class over all instances, by when its groups would be begun.
+    """
     groups = {group.id: group for group in problem.groups}
     result = {name: tuple(queue) for name, queue in queues.items()}
     for index, instance in enumerate(problem.instances):
@@ -47,7 +51,40 @@ def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[s
             else:
                 queue.restore(saved)
         result[instance.id] = tuple(each.id for each in tasks)
+    if len(problem.instances) > 1 and len({group.model for group in problem.groups}) > 1:
+        _turn_over_instances(problem, groups, result)
     return result
+
+
+def _turn_over_instances(
+    problem: PlanProblem, groups: Mapping[int, WaitingGroup], planned: dict[str, tuple[int, ...]]
+) -> None:
+    places: dict[tuple[str, str, bool], list[tuple[Queue, int]]] = {}
+    for index, instance in enumerate(problem.instances):
+        queue = Queue(instance, index)
+        queue.replace([task(groups[g], instance.kind) for g in planned.get(instance.id, ()) if g in groups])
+        for place, each in enumerate(queue.tasks):
+            kind = each.model, groups[each.id].slo_class, each.decided
+            places.setdefault(kind, []).append((queue, place))
+    for shared in places.values():
+        touched = list({queue.index: queue for queue, _ in shared}.values())
+        if len(touched) < 2:
+            continue
+        shared.sort(key=lambda each: (each[0].trail[each[1]][CLOCK_S], each[0].index))
+        waiting = [queue.tasks[place] for queue, place in shared]
+        ordered = sorted(waiting, key=attrgetter("first_deadline_s", "id"))
+        if ordered == waiting:
+            continue
+        before, saved = sum(queue.at_stake() for queue in touched), [queue.save() for queue in touched]
+        tasks = {queue.index: list(queue.tasks) for queue in touched}
+        for (queue, place), each in zip(shared, ordered, strict=True):
+            tasks[queue.index][place] = task(groups[each.id], queue.kind)
+        for queue in touched:
+            queue.replace(tasks[queue.index])
+        if sum(queue.at_stake() for queue in touched) > before + AT_STAKE:
+            for queue, state in zip(touched, saved, strict=True):
+                queue.restore(state)
+        planned |= {queue.instance.id: tuple(each.id for each in queue.tasks) for queue in touched}
 
 
 def _is_in_turn(queue: Sequence[WaitingGroup]) -> bool:
