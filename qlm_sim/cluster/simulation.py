@@ -63,6 +63,7 @@ class Cluster:
         *,
         longest_leap: int,
         slowdown: float,
+        order_s: float,
         report_interval_s: float,
         progress: Callable[[int, int], None] | None,
     ) -> None:
@@ -77,6 +78,7 @@ class Cluster:
         self._requests = len(workload)
         self._progress = progress
         self._due: list[SimEngine] = []
+        self._order_s = order_s
         self._slowdown = slowdown
         self._times: dict[int, StepTimes] = {}
         """By the id of a StepCost, which like instances share."""
@@ -132,8 +134,14 @@ class Cluster:
             seq = self.store.pop(action.request_id)
             if seq.host is not None:
                 seq.host.release(seq)
-            return
-        now = self._now
+        elif self._order_s:
+            on_its_way = self.clock.timeout(self._order_s, action)
+            on_its_way.callbacks.append(lambda event: self._deliver(self.clock.now, event.value))
+        else:
+            self._deliver(self._now, action)
+
+    def _deliver(self, now: float, action: Pull | Evict | SwapModel) -> None:
+        """Hand an order to its engine."""
         name = action.instance
         engine = self._engines[name]
         if name not in self._at_work:
@@ -241,14 +249,17 @@ def simulate(
     until_s: float | None = None,
     report_interval_s: float = 1.0,
     perturb: float = 1.0,
+    order_s: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationEnd:
     """Run ``workload`` until every request is over, or until ``until_s``.
 
     ``engine``: "leap" goes from one change of a batch to the next, "stepping" through every iteration;
     both give the same times. ``perturb``: factor on the engines' step times, so that they differ from
-    what their profiles promise the core. ``progress(done, requests)`` is called now and then. The run
-    also ends, with requests unfinished, when nothing more can happen.
+    what their profiles promise the core. ``order_s``: seconds from an order to its
+    engine; one that answers to the end of an iteration then finds the next under way, as over HTTP.
+    ``progress(done, requests)`` is called now and then. The run also ends, with requests unfinished, when
+    nothing more can happen.
     """
     cluster = Cluster(
         workload,
@@ -259,6 +270,7 @@ def simulate(
         solver or NoSolver(),
         longest_leap=1 if engine == "stepping" else 1 << 62,
         slowdown=perturb,
+        order_s=order_s,
         report_interval_s=report_interval_s,
         progress=progress,
     )

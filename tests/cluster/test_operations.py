@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from cluster.lab import NEVER, Log, instance, model, run, workload
+from cluster.lab import NEVER, Log, SharedQueue, instance, model, run, workload
 
 from qlm_sim.core.actions import Action, Evict, Pull, SwapModel
 from qlm_sim.core.events import (
@@ -63,6 +63,16 @@ def engine(request: pytest.FixtureRequest) -> str:
 def test_eviction_takes_effect_at_the_end_of_the_iteration(engine: str) -> None:
     log = told([(0.0, 10, 99)], {5.5: [Evict("r0", 1, "i0", False)]}, engine=engine)
     assert evicted(log) == [(6.0, 6, False)]
+
+
+def test_an_order_that_takes_its_time_misses_an_iteration(engine: str) -> None:
+    one = instance()
+    rows = [(0.0, 10, 9), (0.0, 10, 3), (0.0, 10, 2)]
+    at_once, _ = run(rows, one, core=SharedQueue([one], most=2), engine=engine)
+    assert at_once.first_tokens() == {"r0": 1.0, "r1": 1.0, "r2": 4.0}
+    later, _ = run(rows, one, core=SharedQueue([one], most=2), engine=engine, order_s=0.25)
+    assert later.first_tokens() == {"r0": 1.25, "r1": 1.25, "r2": 5.25}
+    assert later.finishes() == {"r0": 9.25, "r1": 3.25, "r2": 6.25}
 
 
 def test_resumed_without_kv_it_is_computed_anew_and_goes_on_where_it_was(engine: str) -> None:
