@@ -14,6 +14,7 @@ from qlm_sim.errors import InputError
 from qlm_sim.event_log import EventLogWriter, LogHeader
 from qlm_sim.metrics.run import PolicyRun, conclude
 from qlm_sim.models.engine_config import EngineConfig
+from qlm_sim.models.engines import DEFAULT_ENGINE, load_engine
 from qlm_sim.policies import make_core
 from qlm_sim.solver.inline import InlineSolver
 from qlm_sim.solver.search import solve
@@ -88,10 +89,11 @@ def run_simulated(
     config: LiveConfig, workload: Workload, instances: tuple[InstanceSpec, ...], warm_up_s: float = 0.0
 ) -> PolicyRun:
     """The same requests at the same times, on simulated instances. Prefixes are cached, as vLLM does unless
-    told otherwise: what was evicted and comes back finds its own."""
+    told otherwise: what was evicted and comes back finds its own. Orders take their way, as over HTTP."""
     engine = EngineConfig(block_size=config.engine[0].block_size, enable_prefix_caching=True)
     policy, settings = config.scheduler.policy, scheduler_settings(config)
     core = make_core(policy, instances, settings)
     log = RunLog(core, warm_up_s)
-    end = simulate(workload, instances, engine, core, log, solver=InlineSolver(solve))
+    order_s = load_engine(DEFAULT_ENGINE).request_s.value
+    end = simulate(workload, instances, engine, core, log, solver=InlineSolver(solve), order_s=order_s)
     return conclude(policy, log.recorder, workload.slo_classes, end.ended_at - warm_up_s, log.plans)

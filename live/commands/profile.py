@@ -1,10 +1,17 @@
-"""``qlm-live profile``: measures the engines of a config side by side, and writes their hardware profiles."""
+"""``qlm-live profile``: measures the engines of a config side by side, and writes their hardware profiles.
+
+Through a service for each: what hands out work and takes in tokens may share the cores of the engines.
+"""
 
 import argparse
 import asyncio
+import math
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +22,15 @@ from qlm_sim.errors import InputError
 if TYPE_CHECKING:
     from live.config import EngineConfig, LiveConfig
     from live.engines.instance import Instance
+    from live.service import Service
     from qlm_sim.calibration.fit import FitResult
     from qlm_sim.models.specs import ModelSpec
     from qlm_sim.validation.request_log import RequestLog
 
 
 SWAP_ROUNDS = 2
+ANSWER_S = 300.0
+"""A request that is not answered by then will not be."""
 
 
 def add_to(commands: Commands) -> None:
@@ -86,26 +96,29 @@ async def _measure(
 ) -> list[_Measured]:
     from live.build import make_service
     from live.engines.http import HttpBackend
-    from live.measure import START_S
+    from live.measure import START_S, with_policy
     from qlm_sim.calibration.server import InStep, Server, plan_for, sweep
 
-    service = make_service(config)
-    await service.start()
-    try:
+    services = [make_service(replace(with_policy(config, "vllm"), engine=(each,))) for each in engines]
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        for service in services:
+            stack.push_async_callback(service.stop)
+            await service.start()
         try:
-            await service.wait_up(START_S)
+            await asyncio.gather(*(service.wait_up(START_S) for service in services))
         except TimeoutError:
             raise InputError(f"not all engines were up within {START_S:.0f} s; see the log above") from None
-        instances = [service.engines.instances[each.id] for each in engines]
-        servers = []
+        instances = [
+            service.engines.instances[each.id] for service, each in zip(services, engines, strict=True)
+        ]
+        facts = []
         for instance in instances:
             if not isinstance(instance.backend, HttpBackend):
                 raise InputError(
                     f"engine {instance.id}: runs in this process, and is measured over HTTP alone"
                 )
-            servers.append(Server(instance.backend.url))
-        loop = asyncio.get_running_loop()
-        facts = [await loop.run_in_executor(None, server.facts, None) for server in servers]
+            facts.append(await loop.run_in_executor(None, Server(instance.backend.url).facts, None))
         limits = [instance.models[instance.model] for instance in instances]
         plan = plan_for(
             min(each.max_num_seqs for each in limits), min(each.max_model_len for each in limits), most_s
@@ -113,11 +126,11 @@ async def _measure(
         in_step = InStep(len(engines), most_s)
 
         def measure(number: int) -> "RequestLog":
-            name = engines[number].id
+            name, model = engines[number].id, instances[number].model
             return sweep(
-                servers[number],
-                facts[number],
-                vocabulary=_model_spec(config, instances[number].model).vocab_size,
+                _Through(services[number], loop),
+                replace(facts[number], served_model=model),
+                vocabulary=_model_spec(config, model).vocab_size,
                 seed=seed + number,
                 plan=plan,
                 in_step=in_step,
@@ -125,7 +138,6 @@ async def _measure(
             )
 
         with ThreadPoolExecutor(len(engines)) as pool:
-            loop = asyncio.get_running_loop()
             logs = await asyncio.gather(
                 *(loop.run_in_executor(pool, measure, n) for n in range(len(engines)))
             )
@@ -134,8 +146,53 @@ async def _measure(
             _Measured(log, each.version, later_s)
             for log, each, later_s in zip(logs, facts, later, strict=True)
         ]
-    finally:
-        await service.stop()
+
+
+class _Through:
+    """A service as what a sweep asks, from other threads than that of its loop."""
+
+    def __init__(self, service: "Service", loop: asyncio.AbstractEventLoop) -> None:
+        self._service = service
+        self._loop = loop
+        self._numbers = count()
+
+    def complete(self, model: str, prompt: list[int], output_tokens: int) -> tuple[float, float, float, int]:
+        asked = self._ask(model, prompt, output_tokens)
+        return asyncio.run_coroutine_threadsafe(asked, self._loop).result(ANSWER_S)
+
+    async def _ask(
+        self, model: str, prompt: list[int], output_tokens: int
+    ) -> tuple[float, float, float, int]:
+        from live.jobs import COMPLETIONS, Delta, Finished, Job
+        from qlm_sim.core.types import Request
+
+        body = {
+            "prompt": prompt,
+            "max_tokens": output_tokens,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+        }
+        request = Request(
+            id=f"measured-{next(self._numbers)}",
+            model=model,
+            slo_class="measured",
+            slo_s=ANSWER_S,
+            arrived_at=self._service.now(),
+            prompt_tokens=len(prompt),
+            max_tokens=output_tokens,
+        )
+        sent = time.perf_counter()
+        first = last = math.nan
+        async for output in self._service.submit(Job(request, COMPLETIONS, body)):
+            if isinstance(output, Delta):
+                last = time.perf_counter() - sent
+                first = last if math.isnan(first) else first
+            elif isinstance(output, Finished):
+                return sent, first, last, output.output_tokens
+            else:
+                raise InputError(f"a request of {len(prompt)} tokens failed: {output}")
+        raise AssertionError("a ticket ended without an end")
 
 
 async def _swaps_later_s(instance: "Instance", update: Update) -> float | None:

@@ -1,6 +1,7 @@
-"""Measures a running OpenAI-compatible server (vLLM): a short sweep of prompts and batches over HTTP.
+"""Measures a running OpenAI-compatible server (vLLM): a short sweep of prompts and batches.
 
-Gives a request log like any other. Knows nothing of profiles or fits. Blocks while it measures.
+Over HTTP, or through whatever else answers. Gives a request log like any other. Knows nothing of profiles or
+fits. Blocks while it measures.
 """
 
 import http.client
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -38,20 +39,29 @@ class SweepPlan:
     contexts: tuple[int, ...] = (32, 768)
     """Prompt tokens of those, short and long: what reading the KV cache takes."""
     output_tokens: int = 48
+    mixed: int = 0
+    """Requests that come together with all lengths between the shortest and the longest of those: prefills
+    among decodes, and what each request costs the server beside its tokens."""
     repeats: int = 3
     most_s: float = math.inf
     """Once it has taken so long, no further repeat is begun. Two rounds are made, whatever they take."""
 
-    def kinds(self, max_model_len: int | None) -> list[tuple[int, int, int]]:
-        """(requests together, prompt tokens, output tokens) of each kind that the server takes."""
+    def kinds(self, max_model_len: int | None) -> list[list[tuple[int, int]]]:
+        """(prompt tokens, output tokens) of the requests that come together, of each kind that fits."""
         room = (max_model_len or 4096) - self.output_tokens - 1
-        kinds = [(1, prompt, 2) for prompt in self.prompts if prompt <= room]
+        kinds = [[(prompt, 2)] for prompt in self.prompts if prompt <= room]
         contexts = [prompt for prompt in self.contexts if prompt <= room]
-        return kinds + [(batch, prompt, self.output_tokens) for prompt in contexts for batch in self.batches]
+        kinds += [[(prompt, self.output_tokens)] * batch for prompt in contexts for batch in self.batches]
+        if self.mixed and contexts:
+            prompts = np.linspace(contexts[0], contexts[-1], self.mixed).astype(int)
+            outputs = np.linspace(2, self.output_tokens, self.mixed).astype(int)
+            apart = np.random.default_rng(0).permutation(self.mixed)
+            kinds.append(list(zip(prompts.tolist(), outputs[apart].tolist(), strict=True)))
+        return kinds
 
 
 def plan_for(max_num_seqs: int, max_model_len: int, most_s: float) -> SweepPlan:
-    """What tells most of an engine with these limits: what fits it at once, and twice as much."""
+    """What tells most of an engine with these limits: what fits it at once, and several times as much."""
     whole = SweepPlan()
     batches = {batch for batch in whole.batches if batch < max_num_seqs} | {max_num_seqs, 2 * max_num_seqs}
     return replace(
@@ -59,6 +69,7 @@ def plan_for(max_num_seqs: int, max_model_len: int, most_s: float) -> SweepPlan:
         prompts=tuple(prompt for prompt in whole.prompts if prompt <= max_model_len // 2),
         batches=tuple(sorted(batch for batch in batches if batch <= whole.batches[-1])),
         contexts=tuple(min(prompt, max_model_len // 4) for prompt in whole.contexts),
+        mixed=min(4 * max_num_seqs, whole.batches[-1]),
         most_s=most_s,
     )
 
@@ -92,6 +103,14 @@ class ServerFacts:
     version: str | None
     num_gpu_blocks: int | None
     block_size: int | None
+
+
+class Answers(Protocol):
+    """What a sweep asks. Called from several threads at once."""
+
+    def complete(self, model: str, prompt: list[int], output_tokens: int) -> tuple[float, float, float, int]:
+        """(when it was sent, seconds to the first and to the last token, tokens generated)."""
+        ...
 
 
 class Server:
@@ -193,7 +212,7 @@ class Server:
 
 
 def sweep(
-    server: Server,
+    server: Answers,
     facts: ServerFacts,
     *,
     vocabulary: int,
@@ -210,6 +229,12 @@ def sweep(
     """
     rng, fresh = np.random.default_rng(seed), np.random.default_rng()
     lowest = min(100, vocabulary // 2)
+
+    def prompt_of(tokens: int) -> list[int]:
+        start = min(tokens, FRESH_TOKENS)
+        parts = (fresh, start), (rng, tokens - start)
+        return [token for each, size in parts for token in each.integers(lowest, vocabulary, size).tolist()]
+
     kinds = plan.kinds(facts.max_model_len)
     if not kinds:
         raise InputError(f"the server takes {facts.max_model_len} tokens a request, too few to measure with")
@@ -219,15 +244,14 @@ def sweep(
         for repeat in range(plan.repeats + 1):
             if not in_step.time_left() and repeat > 1:
                 break
-            for number, (batch, prompt, output) in enumerate(kinds):
-                prompts = rng.integers(lowest, vocabulary, size=(batch, prompt))
-                start = prompts[:, :FRESH_TOKENS]
-                start[:] = fresh.integers(lowest, vocabulary, size=start.shape)
+            for number, kind in enumerate(kinds):
+                asked = [(prompt_of(prompt), output) for prompt, output in kind]
                 in_step.time_left()
-                answers = _together(server, facts.served_model, prompts.tolist(), output)
+                answers = _together(server, facts.served_model, asked)
                 if repeat:
                     rows += [
-                        (sent, first, last, tokens, prompt, batch) for sent, first, last, tokens in answers
+                        (sent, first, last, tokens, prompt, len(kind))
+                        for (sent, first, last, tokens), (prompt, _) in zip(answers, kind, strict=True)
                     ]
                 progress(repeat * len(kinds) + number + 1, (plan.repeats + 1) * len(kinds))
     except BaseException:
@@ -249,28 +273,28 @@ def sweep(
 
 
 def _together(
-    server: Server, model: str, prompts: list[list[int]], output_tokens: int
+    server: Answers, model: str, asked: list[tuple[list[int], int]]
 ) -> list[tuple[float, float, float, int]]:
-    """Send all prompts at once and wait for every answer."""
+    """Send all at once, each a prompt and how many tokens are wanted, and wait for every answer."""
     answers: dict[int, tuple[float, float, float, int]] = {}
     errors: list[Exception] = []
-    start = threading.Barrier(len(prompts))
+    start = threading.Barrier(len(asked))
 
     def ask(number: int) -> None:
         start.wait()
         try:
-            answers[number] = server.complete(model, prompts[number], output_tokens)
+            answers[number] = server.complete(model, *asked[number])
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(len(prompts))]
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(len(asked))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-    return [answers[number] for number in range(len(prompts))]
+    return [answers[number] for number in range(len(asked))]
 
 
 def _excerpt(body: bytes) -> str:
