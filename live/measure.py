@@ -74,7 +74,7 @@ async def run_live(
             raise InputError(f"not all engines were up within {START_S:.0f} s; see the log above") from None
         instances = as_they_are(service.core)
         log = RunLog(service.core, service.now() + warm_up_s)
-        service.add_listener(log)
+        service.add_listener(log.record)
         offered = await offer(service, workload, vocabulary, seed=seed, progress=progress)
     finally:
         await service.stop()

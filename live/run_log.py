@@ -18,7 +18,7 @@ def as_they_are(core: QueueManager) -> tuple[InstanceSpec, ...]:
 
 
 class RunLog:
-    """A recorder, and a listener of the service. What arrived before ``begins_at`` is no part of the run."""
+    """Records a service's or a simulation's run. What arrived before ``begins_at`` is no part of the run."""
 
     def __init__(self, core: QueueManager, begins_at: float) -> None:
         self.recorder = RunRecorder()
@@ -43,8 +43,6 @@ class RunLog:
             [self._shifted(event) for event in events if self._concerns_us(event)],
             [action for action in actions if getattr(action, "request_id", None) in self._ours],
         )
-
-    __call__ = record
 
     def _concerns_us(self, event: Event) -> bool:
         if isinstance(event, RequestArrived) and event.request.arrived_at >= self._begins_at:

@@ -43,7 +43,7 @@ class SchedulerConfig:
     """The scheduler core, the same as in simulation."""
 
     policy: str = "qlm"
-    delta: float = 2.0
+    delta: float = 0.5
     """Size of a request group, as a share of the average batch."""
     replan_interval_s: float = 1.0
     """Least seconds between two global plans."""

@@ -77,7 +77,7 @@ class SchedulerConfig:
     """None runs all of them, on the same requests."""
     without: tuple[str, ...] = ()
     """Serving operations that no policy may use: pulling, eviction, swapping, balancing."""
-    delta: float = 2.0
+    delta: float = 0.5
     """Size of a request group, as a share of the average batch."""
     replan_interval_s: float = 1.0
     """Least seconds between two global plans."""

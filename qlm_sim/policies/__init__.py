@@ -24,7 +24,7 @@ class SchedulerSettings:
 
     weights: Mapping[str, float] = field(default_factory=dict)
     """Cost of one missed request, by SLO class; 1 where absent."""
-    delta: float = 2.0
+    delta: float = 0.5
     """Size of a request group, as a share of the average batch."""
     replan_interval_s: float = 1.0
     """Least seconds between two global plans."""

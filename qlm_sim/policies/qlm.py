@@ -42,7 +42,7 @@ class QlmPolicy:
         estimator: ServiceEstimator,
         weights: Mapping[str, float],
         *,
-        delta: float = 2.0,
+        delta: float = 0.5,
         replan_interval_s: float = 1.0,
         first_token_only: frozenset[str] = frozenset(),
         balancing: bool = True,
