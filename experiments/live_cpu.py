@@ -46,7 +46,7 @@ ENV = {
     "PYTHONPATH": str(ROOT / "tests" / "real_vllm"),
 }
 INTERACTIVE_S, BATCH_S = 5.0, 90.0
-LOAD, BURST_ENGINE_S, SCALE = 0.45, 25.0, 0.08
+LOAD, BURST_ENGINE_S, SCALE = 0.25, 40.0, 0.08
 
 
 def run(out: Path, quick: bool) -> None:
@@ -84,10 +84,10 @@ def run(out: Path, quick: bool) -> None:
                 warm_up_load=0.85,
                 bursts=(
                     Burst(start + 5.0, MODELS[0], "batch", BURST_ENGINE_S),
-                    Burst(start + (20.0 if quick else 40.0), MODELS[1], "batch", BURST_ENGINE_S),
+                    Burst(start + (20.0 if quick else 50.0), MODELS[1], "batch", BURST_ENGINE_S),
                 ),
-                arriving_s=start + (30.0 if quick else 75.0),
-                measuring_s=40.0,
+                arriving_s=start + (30.0 if quick else 85.0),
+                measuring_s=50.0,
                 seeds=tuple(map(int, os.environ.get("QLM_LIVE_SEEDS", "1").split(","))),
             )
         )
