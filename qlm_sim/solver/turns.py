@@ -16,6 +16,10 @@ from qlm_sim.solver.queues import CLOCK_S, Queue, visit_starts
 AT_STAKE = 0.005
 """Missed requests, lateness and swaps in their cost, that an order by turn may add to a queue."""
 
+MOST_OVER_INSTANCES = 512
+"""Most groups of a plan that is put in turn over all instances. To price more anew, once for every model and
+class, would take longer than the search."""
+
 
 def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """``queues`` in the order of deadlines, save where more would be missed or late for it.
@@ -51,7 +55,8 @@ def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[s
             else:
                 queue.restore(saved)
         result[instance.id] = tuple(each.id for each in tasks)
-    if len(problem.instances) > 1 and len({group.model for group in problem.groups}) > 1:
+    several = len(problem.instances) > 1 and len({group.model for group in problem.groups}) > 1
+    if several and len(problem.groups) <= MOST_OVER_INSTANCES:
         _turn_over_instances(problem, groups, result)
     return result
 
