@@ -136,7 +136,6 @@ LIMITS: Mapping[str, Limit] = (
         (
             "requests",
             "prompt_tokens",
-            "count",
             "tp",
             "max_num_seqs",
             "max_num_batched_tokens",
@@ -149,4 +148,5 @@ LIMITS: Mapping[str, Limit] = (
     | dict.fromkeys(("seed", "host_memory_gib"), Limit(at_least=0))
     | dict.fromkeys(("gpu_memory_utilization", "admission"), Limit(above=0, at_most=1))
     | {"watermark": Limit(at_least=0, at_most=1)}
+    | {"count": Limit(at_least=1, at_most=10_000)}
 )
