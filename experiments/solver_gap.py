@@ -25,6 +25,7 @@ from qlm_sim.solver.mip import Outcome
 from qlm_sim.solver.optimum import solve_to_optimality
 from qlm_sim.solver.search import solve
 from qlm_sim.solver.starts import edf_queues
+from qlm_sim.solver.turns import in_turn
 
 SEED = 90_000
 PROBLEMS, QUICK = 500, 20
@@ -46,6 +47,8 @@ class Row:
     proof: str
     optimum: float
     search: float
+    in_force: float
+    """The same plan as qlm puts it in force: in the order of deadlines, where that risks no request."""
     edf: float
     evaluations: int
     """Groups that the search followed through queues."""
@@ -78,6 +81,7 @@ def measure(number: int) -> Row:
         proof="exhaustive" if exhaustive else "set partitioning",
         optimum=best.cost,
         search=plan_cost(problem, plan.queues),
+        in_force=plan_cost(problem, in_turn(problem, plan.queues)),
         edf=plan_cost(problem, edf_queues(problem)),
         evaluations=plan.evaluations,
         milp=milp.plan.cost if milp and milp.plan else None,
@@ -135,8 +139,24 @@ def _report(rows: Sequence[Row]) -> str:
         gaps = [row.gap(row.search) for row in rows if row.groups == groups]
         if gaps:
             lines.append(f"| {groups} | {len(gaps)} | {100 * np.mean(gaps):.4f} | {100 * max(gaps):.3f} |")
-    lines += ["", *_milp_lines(rows)]
+    lines += ["", *_in_force_lines(rows), "", *_milp_lines(rows)]
     return "\n".join(lines) + "\n"
+
+
+def _in_force_lines(rows: Sequence[Row]) -> Iterator[str]:
+    gaps = np.array([row.gap(row.in_force) for row in rows])
+    dearer = np.array([row.in_force - row.search for row in rows])
+    worse = sum(row.in_force > row.edf * (1 + 1e-9) for row in rows)
+    yield "## Plans as they are put in force"
+    yield ""
+    yield (
+        "`qlm` serves groups in the order of their deadlines where that adds next to nothing to what is "
+        "missed, late or swapped (solver/turns.py), so that few are overtaken and waits can be foretold. It "
+        f"pays in waiting, which is part of cost: the gap is {100 * gaps.mean():.2f} % in the mean, "
+        f"{100 * np.median(gaps):.2f} % in the median and {100 * gaps.max():.0f} % at worst, and {worse} "
+        f"plans cost more than EDF's. In missed requests that is {dearer.mean():.4f} in the mean, "
+        f"{dearer.max():.4f} at most."
+    )
 
 
 def _milp_lines(rows: Sequence[Row]) -> Iterator[str]:
