@@ -6,7 +6,7 @@ told when their turn is. And who is due first has most to fear of what is still 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import attrgetter
 
 from qlm_sim.core.plan import InstanceState, PlanProblem, WaitingGroup
@@ -14,82 +14,109 @@ from qlm_sim.solver.cost import Task, task
 from qlm_sim.solver.queues import CLOCK_S, Queue, visit_starts
 
 AT_STAKE = 0.005
-"""Missed requests, lateness and swaps in their cost, that an order by turn may add to a queue."""
+"""Missed requests, lateness and swaps in their cost, that turns may add to a planned queue."""
 
-MOST_OVER_INSTANCES = 512
-"""Most groups of a plan that is put in turn over all instances. To price more anew, once for every model and
-class, would take longer than the search."""
+DEARER = 0.01
+"""Share of its cost, waiting included, that turns may add to a plan."""
+
+MOST_PRICED = 10_000
+"""Groups that are priced anew to put a plan in turn over instances, a sixth of what the search may follow."""
 
 
-def in_turn(problem: PlanProblem, queues: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """``queues`` in the order of deadlines, save where more would be missed or late for it.
+def in_turn(problem: PlanProblem, planned: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """The queues ``planned`` in the order of deadlines, save where that costs more than it may.
 
     Inside each visit to a model, of all classes or else of each; then, where models take turns, of each model
     and class over all instances, by when its groups would be begun.
     """
     groups = {group.id: group for group in problem.groups}
-    result = {name: tuple(queue) for name, queue in queues.items()}
+    known = {
+        instance.id: [groups[g] for g in planned.get(instance.id, ()) if g in groups]
+        for instance in problem.instances
+    }
+    over_instances = len(problem.instances) > 1 and len({group.model for group in problem.groups}) > 1
+    queues = []
     for index, instance in enumerate(problem.instances):
-        planned = result.get(instance.id, ())
-        if len(planned) < 2:
-            continue
-        known = [groups[g] for g in planned if g in groups]
-        if _is_in_turn(known):
-            result[instance.id] = tuple([group.id for group in known])
-            continue
-        tasks = [task(group, instance.kind) for group in known]
-        queue = Queue(instance, index)
-        alike = [{group.id for group in known if group.decided is decided} for decided in (False, True)]
-        kinds = {group.id: (group.slo_class, group.decided) for group in known}
-        alike += [{g for g in kinds if kinds[g] == kind} for kind in dict.fromkeys(kinds.values())]
-        for ids in alike:
-            turned = _sorted(tasks, ids)
-            if turned == tasks:
-                continue
-            if not queue.tasks:
-                queue.replace(tasks)
-            before, saved = queue.at_stake(), queue.save()
-            queue.replace(turned)
-            if queue.at_stake() <= before + AT_STAKE:
-                tasks = turned
-            else:
-                queue.restore(saved)
-        result[instance.id] = tuple(each.id for each in tasks)
-    several = len(problem.instances) > 1 and len({group.model for group in problem.groups}) > 1
-    if several and len(problem.groups) <= MOST_OVER_INSTANCES:
-        _turn_over_instances(problem, groups, result)
-    return result
+        if over_instances or not _is_in_turn(known[instance.id]):
+            queue = Queue(instance, index)
+            queue.replace([task(group, instance.kind) for group in known[instance.id]])
+            queues.append(queue)
+    limits = _Limits(queues)
+    for queue in queues:
+        if not _is_in_turn(known[queue.instance.id]):
+            _turn_visits(queue, known[queue.instance.id], limits)
+    if over_instances:
+        _turn_over_instances(queues, groups, limits)
+    turned = {queue.instance.id: tuple([each.id for each in queue.tasks]) for queue in queues}
+    return {name: tuple([group.id for group in queue]) for name, queue in known.items()} | turned
+
+
+class _Limits:
+    """What queues may cost with their groups in turn: little more than as planned."""
+
+    def __init__(self, queues: Sequence[Queue]) -> None:
+        self._planned = {queue.index: (queue.at_stake(), queue.cost) for queue in queues}
+        self.priced = 0
+        """Groups priced anew."""
+
+    def put(self, turned: Mapping[int, list[Task]], queues: Sequence[Queue]) -> bool:
+        """Put the tasks of ``turned``, by index, into ``queues``, unless all would then cost too much."""
+        saved = [queue.save() for queue in queues]
+        for queue in queues:
+            tasks = turned.get(queue.index, queue.tasks)
+            if tasks != queue.tasks:
+                first = next(place for place, each in enumerate(queue.tasks) if tasks[place] != each)
+                queue.replace(tasks, first)
+                self.priced += len(tasks) - first
+        planned = [self._planned[queue.index] for queue in queues]
+        held = sum([queue.at_stake() for queue in queues]) <= sum([p[0] + AT_STAKE for p in planned]) and sum(
+            [queue.cost for queue in queues]
+        ) <= sum([p[1] for p in planned]) * (1 + DEARER)
+        if not held:
+            for queue, state in zip(queues, saved, strict=True):
+                queue.restore(state)
+        return held
+
+
+def _turn_visits(queue: Queue, known: Sequence[WaitingGroup], limits: _Limits) -> None:
+    alike = [{group.id for group in known if group.decided is decided} for decided in (False, True)]
+    kinds = {group.id: (group.slo_class, group.decided) for group in known}
+    alike += [{g for g in kinds if kinds[g] == kind} for kind in dict.fromkeys(kinds.values())]
+    for ids in alike:
+        limits.put({queue.index: _sorted(queue.tasks, ids)}, [queue])
 
 
 def _turn_over_instances(
-    problem: PlanProblem, groups: Mapping[int, WaitingGroup], planned: dict[str, tuple[int, ...]]
+    queues: Sequence[Queue], groups: Mapping[int, WaitingGroup], limits: _Limits
 ) -> None:
+    """All kinds at once or else, where that costs too much, one after the other, those that are begun last
+    first: least is behind them."""
     places: dict[tuple[str, str, bool], list[tuple[Queue, int]]] = {}
-    for index, instance in enumerate(problem.instances):
-        queue = Queue(instance, index)
-        queue.replace([task(groups[g], instance.kind) for g in planned.get(instance.id, ()) if g in groups])
+    for queue in queues:
         for place, each in enumerate(queue.tasks):
             kind = each.model, groups[each.id].slo_class, each.decided
             places.setdefault(kind, []).append((queue, place))
+    orders = []
     for shared in places.values():
-        touched = list({queue.index: queue for queue, _ in shared}.values())
-        if len(touched) < 2:
-            continue
         shared.sort(key=lambda each: (each[0].trail[each[1]][CLOCK_S], each[0].index))
-        waiting = [queue.tasks[place] for queue, place in shared]
-        ordered = sorted(waiting, key=attrgetter("first_deadline_s", "id"))
-        if ordered == waiting:
-            continue
-        before, saved = sum(queue.at_stake() for queue in touched), [queue.save() for queue in touched]
-        tasks = {queue.index: list(queue.tasks) for queue in touched}
-        for (queue, place), each in zip(shared, ordered, strict=True):
-            tasks[queue.index][place] = task(groups[each.id], queue.kind)
-        for queue in touched:
-            queue.replace(tasks[queue.index])
-        if sum(queue.at_stake() for queue in touched) > before + AT_STAKE:
-            for queue, state in zip(touched, saved, strict=True):
-                queue.restore(state)
-        planned |= {queue.instance.id: tuple(each.id for each in queue.tasks) for queue in touched}
+        begun = [groups[queue.tasks[place].id] for queue, place in shared]
+        ordered = sorted(begun, key=attrgetter("first_deadline_s", "id"))
+        if ordered != begun:
+            orders.append(list(zip(shared, ordered, strict=True)))
+
+    def put(order: Sequence[tuple[tuple[Queue, int], WaitingGroup]]) -> bool:
+        turned = {queue.index: [*queue.tasks] for (queue, _), _ in order}
+        for (queue, place), group in order:
+            if queue.tasks[place].id != group.id:
+                turned[queue.index][place] = task(group, queue.kind)
+        return limits.put(turned, queues)
+
+    most = limits.priced + MOST_PRICED
+    if not put([*chain(*orders)]):
+        orders.sort(key=lambda order: order[0][0][0].trail[order[0][0][1]][CLOCK_S], reverse=True)
+        for order in orders:
+            if limits.priced < most:
+                put(order)
 
 
 def _is_in_turn(queue: Sequence[WaitingGroup]) -> bool:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from qlm_sim.core.plan import GroupService, InstanceState, PlanProblem, WaitingGroup
-from qlm_sim.solver.cost import task
+from qlm_sim.solver.cost import plan_cost, task
 from qlm_sim.solver.queues import Queue
 from qlm_sim.solver.search import solve
-from qlm_sim.solver.turns import AT_STAKE, behind_its_like, in_turn
+from qlm_sim.solver.turns import AT_STAKE, DEARER, behind_its_like, in_turn
 
 INSTANCE = InstanceState("i0", "k0", "a", 0.0, 0.0, 10, 0.1, {"a": 1.0, "b": 1.0})
 
@@ -38,10 +38,17 @@ def turned(groups, queue):
 
 
 def test_shorter_work_of_the_same_class_does_not_pass_when_all_have_time():
-    groups = [group(n, 3600.0 + n, prefill_s=0.05 - 0.002 * n) for n in range(5)]
+    groups = [group(n, 3600.0 + n, prefill_s=0.05 - 0.0005 * n) for n in range(5)]
     planned = solve(problem(*groups)).queues["i0"]
     assert planned != (0, 1, 2, 3, 4)
     assert turned(groups, planned) == (0, 1, 2, 3, 4)
+
+
+def test_much_shorter_work_passes_as_all_together_would_wait_much_longer():
+    groups = [group(0, 3600.0, prefill_s=0.5), *(group(n, 3600.0 + n) for n in range(1, 4))]
+    planned = solve(problem(*groups)).queues["i0"]
+    assert planned[-1] == 0
+    assert turned(groups, planned) == planned
 
 
 def test_what_is_due_first_goes_first_whatever_its_class():
@@ -76,7 +83,7 @@ def test_a_new_group_goes_behind_its_like_unless_it_would_be_late_there():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_nothing_is_lost_and_no_more_at_stake(seed, random_problem):
+def test_nothing_is_lost_and_next_to_nothing_more_is_paid(seed, random_problem):
     asked = random_problem(np.random.default_rng(seed), 12, 3, 2)
     plan = solve(asked)
     queues = in_turn(asked, plan.queues)
@@ -89,7 +96,8 @@ def test_nothing_is_lost_and_no_more_at_stake(seed, random_problem):
             priced = Queue(instance, index)
             priced.replace([task(groups[g], instance.kind) for g in planned[instance.id]])
             stakes[-1] += priced.at_stake()
-    assert stakes[1] <= stakes[0] + 10 * AT_STAKE  # two kinds on each of three instances, four on all of them
+    assert stakes[1] <= stakes[0] + AT_STAKE * len(asked.instances) + 1e-9
+    assert plan_cost(asked, queues) <= plan_cost(asked, plan.queues) * (1 + DEARER) + 1e-9
 
 
 def test_an_older_group_goes_first_on_whichever_instance_it_waits():
