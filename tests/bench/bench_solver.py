@@ -20,8 +20,8 @@ def experiment(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
 
 @pytest.mark.parametrize("experiment", ["solver_gap"], indirect=True)
 def test_gap_to_the_optimum(benchmark: BenchmarkFixture, experiment: ModuleType) -> None:
-    """Of 40 problems, as found and as put in force: mean gap at most 1 %, worst 5 %, none worse than EDF. Times
-    the searches alone."""
+    """Of 40 problems, as found and as put in force: mean gap at most 1 %, worst 5 %, none worse than EDF. The
+    searches alone are timed."""
     rows = [experiment.measure(number) for number in range(40)]
     problems = [experiment.numbered_problem(number) for number in range(40)]
     benchmark.pedantic(lambda: [experiment.solve(problem) for problem in problems], rounds=3)
