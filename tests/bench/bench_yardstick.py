@@ -1,6 +1,8 @@
 """How many requests per second a whole simulated cluster serves: core, policy, recorder, solver, engines.
 
 The yardstick is Llama-2-7B on four A100-80 at 24 requests/s; extra_info says whose lengths.
+``pytest tests/bench/bench_yardstick.py --benchmark-only -k yardstick`` takes those of Azure's first 2,000
+conversations and those of all.
 """
 
 from time import process_time
@@ -13,10 +15,19 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from qlm_sim.policies import POLICIES
 
 
-def measure(benchmark: BenchmarkFixture, policy: str, count: int, instances: int, rounds: int) -> None:
-    trace = requests(count, instances)
+def measure(
+    benchmark: BenchmarkFixture,
+    policy: str,
+    count: int,
+    instances: int,
+    rounds: int,
+    *,
+    all_of_azure: bool = False,
+) -> None:
+    trace = requests(count, instances, all_of_azure=all_of_azure)
     benchmark.pedantic(loop, args=(policy, trace, instances), rounds=rounds)
-    benchmark.extra_info["lengths"] = "azure" if AZURE.exists() else "lognormal"
+    azure = "all of azure" if all_of_azure else "azure's first"
+    benchmark.extra_info["lengths"] = azure if AZURE.exists() else "lognormal"
     benchmark.extra_info["mean_tokens"] = [
         float(trace.prompt_tokens.mean()),
         float(trace.output_tokens.mean()),
@@ -27,7 +38,14 @@ def measure(benchmark: BenchmarkFixture, policy: str, count: int, instances: int
 @pytest.mark.parametrize("policy", ["vllm", "qlm"])
 def test_yardstick(benchmark: BenchmarkFixture, policy: str) -> None:
     benchmark.name = f"yardstick[{policy}]"
-    measure(benchmark, policy, 20_000, 4, rounds=3)
+    measure(benchmark, policy, 20_000, 4, rounds=5)
+
+
+@pytest.mark.skipif(not AZURE.exists(), reason="needs the Azure conversation trace")
+@pytest.mark.parametrize("policy", ["vllm", "qlm"])
+def test_yardstick_all(benchmark: BenchmarkFixture, policy: str) -> None:
+    benchmark.name = f"yardstick_all[{policy}]"
+    measure(benchmark, policy, 20_000, 4, rounds=5, all_of_azure=True)
 
 
 @pytest.mark.parametrize("instances", [1, 4, 64])
