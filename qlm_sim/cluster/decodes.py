@@ -37,23 +37,21 @@ class Decodes:
 
     def join(self, seq: SimRequest) -> None:
         """``seq.computed`` tokens of it are computed, and it decodes from the next iteration on."""
-        computed = seq.computed
-        size = self.block_size
+        computed, size, residues = seq.computed, self.block_size, self.residues
         offset = seq.offset = self.steps - computed
         self.count += 1
         self.kv_tokens += computed
         self.blocks -= -computed // size
         residue = offset % size
-        self.residues[residue] += 1
-        self.residues[residue + size] += 1
-        self._joined += 1
-        entry = seq.finish_entry = (offset + seq.last_token, self._joined, seq)
+        residues[residue] += 1
+        residues[residue + size] += 1
+        number = self._joined = self._joined + 1
+        entry = seq.finish_entry = (offset + seq.last_token, number, seq)
         heappush(self.finishes, entry)
 
     def leave(self, seq: SimRequest) -> None:
         """Writes ``computed`` and ``generated`` back to the sequence."""
-        size = self.block_size
-        offset = seq.offset
+        offset, size, residues = seq.offset, self.block_size, self.residues
         computed = seq.computed = self.steps - offset
         seq.generated = computed + 1 - seq.request.prompt_tokens
         seq.finish_entry = None
@@ -61,8 +59,8 @@ class Decodes:
         self.kv_tokens -= computed
         self.blocks += -computed // size
         residue = offset % size
-        self.residues[residue] -= 1
-        self.residues[residue + size] -= 1
+        residues[residue] -= 1
+        residues[residue + size] -= 1
 
     def advance(self, iterations: int) -> None:
         """So many iterations are done."""
@@ -92,13 +90,14 @@ class Decodes:
 
     def finished(self) -> list[SimRequest]:
         """Take out the sequences that finish at this step."""
-        finishes = self.finishes
+        finishes, steps = self.finishes, self.steps
         done = []
-        while finishes and finishes[0][0] <= self.steps:
+        while finishes and finishes[0][0] <= steps:
             entry = heappop(finishes)
-            if entry[2].finish_entry is entry:
-                self.leave(entry[2])
-                done.append(entry[2])
+            seq = entry[2]
+            if seq.finish_entry is entry:
+                self.leave(seq)
+                done.append(seq)
         return done
 
     def blocks_for(self, iterations: int) -> int:

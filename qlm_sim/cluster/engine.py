@@ -175,16 +175,19 @@ class SimEngine:
             self.state = RUNNING
             times = loaded.times
             iterations = scheduler.schedule(self._longest_leap)
-            seqs = scheduler.seqs
-            first_s = (
-                times.base_s[scheduler.tokens]
-                + times.seq_s * seqs
-                + times.kv_token_s * scheduler.kv_tokens
-                + times.prefill_pair_s * scheduler.pairs
-            )
+            seqs, kv_tokens, kv_token_s = scheduler.seqs, scheduler.kv_tokens, times.kv_token_s
+            growth_s = kv_token_s * seqs
+            decode_s = times.base_s[scheduler.tokens] + times.seq_s * seqs
+            first_s = decode_s + kv_token_s * kv_tokens + times.prefill_pair_s * scheduler.pairs
             if scheduler.restored_tokens:
                 now += scheduler.restored_tokens * loaded.profile.kv_restore_token_s
-            self._alarm.set(self._leap.set(now, iterations, first_s, times.kv_token_s * seqs))
+            leap = self._leap
+            if scheduler.preempting and iterations > 1:
+                second_s = decode_s + kv_token_s * (kv_tokens + seqs)
+                self._alarm.set(leap.set(now + first_s, iterations - 1, second_s, growth_s))
+                leap.put_before(now)
+            else:
+                self._alarm.set(leap.set(now, iterations, first_s, growth_s))
         elif self._loading is not None:
             self._start_swap(now, self._loading)
         else:
@@ -193,6 +196,8 @@ class SimEngine:
     def _ring(self, now: float) -> None:
         if self.state is RUNNING:
             leap = self._leap
+            if leap.lead:
+                self._busy_s += leap.start - leap.began_at
             self._busy_s += now - leap.start
             post, own_id = self._post, self._id
             begun, finished = self._loaded.scheduler.complete(leap.iterations)  # type: ignore[union-attr]
@@ -275,6 +280,8 @@ class SimEngine:
             leap = self._leap
             done = leap.done(now)
             under_way = leap.end(done) < now
+            if leap.lead:
+                busy_s += min(now, leap.start) - leap.began_at
             if now > leap.start:
                 busy_s += now - leap.start
         if self._loaded is not None:
@@ -293,6 +300,6 @@ class SimEngine:
             kv_utilization,
             busy_s,
             preemptions,
-            prefix_queries=sum([cache.queried_tokens for cache in self._caches]),
-            prefix_hits=sum([cache.hit_tokens for cache in self._caches]),
+            sum([cache.queried_tokens for cache in self._caches]) if self._caches else 0,
+            sum([cache.hit_tokens for cache in self._caches]) if self._caches else 0,
         )

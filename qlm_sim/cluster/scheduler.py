@@ -16,8 +16,7 @@ from qlm_sim.cluster.prefix_cache import Block, PrefixCache, order_of_admission
 from qlm_sim.cluster.requests import SimRequest
 from qlm_sim.cluster.waiting import priority, waiting_queue
 from qlm_sim.core.types import ModelOnInstance
-from qlm_sim.errors import InputError
-from qlm_sim.models.engine_config import EngineConfig
+from qlm_sim.models.engine_config import EngineConfig, check_limits
 
 _NOTHING: list[Block] = []
 
@@ -26,21 +25,12 @@ class Scheduler:
     """The requests of one engine and one model: those that wait and those that run."""
 
     def __init__(self, profile: ModelOnInstance, config: EngineConfig) -> None:
+        check_limits(profile, config)
         self.max_num_seqs = profile.max_num_seqs
         self.max_num_batched_tokens = profile.max_num_batched_tokens
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise InputError(
-                f"max_num_batched_tokens = {self.max_num_batched_tokens} is less than max_num_seqs = "
-                f"{self.max_num_seqs}; every running request needs a token per iteration"
-            )
         self.block_size = config.block_size
         self.blocks = profile.kv_capacity_tokens // config.block_size
         """KV blocks in all."""
-        if not self.blocks:
-            raise InputError(
-                f"kv_capacity_tokens = {profile.kv_capacity_tokens} does not hold one block of "
-                f"{config.block_size} tokens"
-            )
         self._capacity = self.blocks
         """KV blocks that requests can hold, where a block that n of them share counts n times."""
         # vLLM counts the one block that it keeps for itself.
@@ -58,6 +48,8 @@ class Scheduler:
         self._partial: SimRequest | None = None
         """The one running request, always the last, whose prefill is under way."""
         self.preemptions = 0
+        self.preempting = False
+        """Whether the iterations scheduled last go on behind one that preempted."""
 
         # The iteration that was scheduled last.
         self.tokens = 0
@@ -115,10 +107,13 @@ class Scheduler:
         or goes: more than one only where all running requests decode, all waiting ones are blocked, and
         no KV block is missing. ``kv_tokens`` then grows by ``seqs`` from each to the next.
         """
+        self.preempting = False
         if self.waiting or self._partial is not None:
             if self._mix():
-                return 1
-            if self._blocked is not None and self.cache is not None:
+                if longest == 1 or not self._goes_on():
+                    return 1
+                self.preempting = True
+            elif self._blocked is not None and self.cache is not None:
                 longest = self.cache.iterations_unchanged(
                     self.waiting[0], self._blocked, self.decodes, self._free(), longest
                 )
@@ -146,28 +141,28 @@ class Scheduler:
         decodes.advance(iterations)
         begun: list[SimRequest] | tuple[()] = ()
         finished: list[SimRequest] | tuple[()] = ()
-        if self._chunks or self._resumed:
+        cache, chunks = self.cache, self._chunks
+        if chunks or self._resumed:
             begun = [seq for seq in self._resumed if not seq.announced] if self._resumed else []
             self._resumed.clear()
             self._partial = None
-            for seq, computed in self._chunks:
+            for seq, computed in chunks:
                 seq.computed = computed
                 if computed < seq.context:
                     self._partial = seq
                 else:
                     decodes.join(seq)
-                    if self.cache is not None:
-                        self.cache.join(seq)
+                    if cache is not None:
+                        cache.join(seq)
                     if not seq.announced:
                         begun.append(seq)
-            self._chunks.clear()
+            chunks.clear()
             for seq in begun:
                 seq.announced = True
         if self._skipped:
             for seq in self._skipped:
                 decodes.skip(seq)
             self._skipped.clear()
-        cache = self.cache
         if cache is not None:
             cache.write_until(decodes.steps)
             cache.fit(self._free())
@@ -227,17 +222,16 @@ class Scheduler:
 
     def _mix(self) -> bool:
         """Compose an iteration of decodes and prefill chunks. False if only decodes are possible."""
-        decodes, waiting, running = self.decodes, self.waiting, self.running
-        size, steps, count = self.block_size, decodes.steps, decodes.count
-        budget = self.max_num_batched_tokens - count
+        decodes, size, cache = self.decodes, self.block_size, self.cache
+        budget = self.max_num_batched_tokens - decodes.count
+        # Blocks that are free once the running have what they need for this iteration.
+        free = self._capacity - decodes.blocks - decodes.residues[decodes.steps % size]
         partial, chunk, blocks = self._partial, 0, 0
         if partial is not None:
             chunk = min(partial.context - partial.computed, budget)
             blocks = -(-(partial.computed + chunk) // size)
-        # Blocks that are free once the running have what they need for this iteration.
-        free = self._capacity - decodes.blocks - decodes.residues[steps % size] - blocks
+            free -= blocks
         preempted = free < 0
-        cache = self.cache
         if preempted:
             in_turn = self._by_priority or cache is not None
             chunk = self._preempt_in_turn() if in_turn else self._preempt_last(free, blocks)
@@ -248,15 +242,16 @@ class Scheduler:
         self._blocked = None
 
         self.tokens = self.pairs = self.restored_tokens = 0
-        if partial is not None and chunk:
+        if chunk and partial is not None:
             self._add_chunk(partial, chunk)
             budget -= chunk
 
-        if waiting and not preempted:
-            room, watermark = self.max_num_seqs - len(running), self._watermark
+        if self.waiting and not preempted:
+            waiting, running, watermark = self.waiting, self.running, self._watermark
+            room = self.max_num_seqs - len(running)
             while room > 0 and budget > 0:
                 seq = waiting[0]
-                computed = seq.host_tokens
+                context, computed = seq.context, seq.host_tokens
                 found, shared, cached = _NOTHING, 0, 0
                 if cache is not None:
                     found = cache.find(seq)
@@ -264,11 +259,11 @@ class Scheduler:
                     cached = len(found) * size
                     if cached > computed:
                         computed = cached
-                chunk = seq.context - computed
+                chunk = context - computed
                 if chunk > budget:
                     chunk = budget
                 blocks = -(-(computed + chunk) // size)
-                needed = (-(-seq.context // size) if self._whole_prompt else blocks) - shared
+                needed = (-(-context // size) if self._whole_prompt else blocks) - shared
                 if needed + watermark > free and (running or needed > free):
                     self._blocked = found
                     break
@@ -285,7 +280,7 @@ class Scheduler:
                     self._capacity += shared
                     cache.admit(seq, found)
                     cache.fit(free)
-                if seq.generated and computed + 1 == seq.context:
+                if seq.generated and computed + 1 == context:
                     decodes.join(seq)
                     self._resumed.append(seq)
                     if cache is not None:
@@ -300,9 +295,10 @@ class Scheduler:
 
         count = decodes.count
         kv_tokens = decodes.kv_tokens + count
-        for seq in self._skipped:
-            count -= 1
-            kv_tokens -= steps - seq.offset + 1
+        if self._skipped:
+            for seq in self._skipped:
+                count -= 1
+                kv_tokens -= decodes.steps - seq.offset + 1
         if not (count or self._chunks):
             # All that could run were preempted or skipped: an empty step, which takes no time.
             self._skipped.clear()
@@ -312,6 +308,17 @@ class Scheduler:
         self.kv_tokens = kv_tokens
         return True
 
+    def _goes_on(self) -> bool:
+        """Whether the iteration composed last, which preempted, decodes alone, and the next one does too."""
+        if self._chunks or self._resumed or self._skipped or self.cache is not None:
+            return False
+        decodes, seq = self.decodes, self.waiting[0]
+        tokens = seq.context
+        if not self._whole_prompt:
+            tokens = min(tokens, seq.host_tokens + self.max_num_batched_tokens - decodes.count)
+        free = self._capacity - decodes.blocks - decodes.blocks_for(2)
+        return -(-tokens // self.block_size) + self._watermark > free
+
     def _add_chunk(self, seq: SimRequest, chunk: int) -> None:
         """A chunk's i-th token attends to all before it and itself."""
         before = seq.computed
@@ -320,7 +327,7 @@ class Scheduler:
         if self.cache is not None:
             self.cache.write(seq, after)
         self.tokens += chunk
-        self.pairs += (after * (after + 1) - before * (before + 1)) // 2
+        self.pairs += chunk * (before + after + 1) // 2
 
     def _preempt_last(self, free: int, partial_blocks: int) -> int:
         """Preempt the latest admitted until the others have the blocks that they need.

@@ -158,12 +158,14 @@ class Cluster:
         inbox = self._inbox
         if inbox or self._settle_now:
             self._now = now
+            self._settle_now = False
             settle = self.runtime.settle
-            while inbox or self._settle_now:
-                self._settle_now = False
+            while True:
                 wake_at = settle(now)
                 if wake_at != self._timer_at:
                     self._set_timer(now, wake_at)
+                if not inbox:
+                    break
             if self._next is None and not self.store:
                 return False
         due = self._due

@@ -96,12 +96,13 @@ class QueueManager:
                     reconcile(ledger, now, actions)
             touched.clear()
         policy = self.policy
-        self.wake_at = policy.wake_at
-        if self.wake_at <= now:
+        wake_at = policy.wake_at
+        if wake_at <= now:
             replan = policy.replan(now)
             if replan is not None:
                 actions.append(replan)
-            self.wake_at = policy.wake_at
+            wake_at = policy.wake_at
+        self.wake_at = wake_at
         return actions
 
     # Questions. What is asked, and when, changes no decision.
@@ -203,7 +204,7 @@ class QueueManager:
             item.served = True
             ledger = self.ledgers[event.instance]
             self.estimator.first_token(ledger, item, now)
-            if ledger.prefill_is_full(item.request.model):
+            if self.policy.holds_back and ledger.prefill_is_full(item.request.model):
                 # Prompts, its own among them, kept others from being pulled.
                 self._touched[event.instance] = None
             ledger.began_decoding(item, now)

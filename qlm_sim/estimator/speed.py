@@ -101,6 +101,8 @@ class EngineClock:
         """Steps of the decoding requests since they began, in sum, pauses by preemption left out."""
         self._steps_sum = 0.0
         """Sum of their ``steps``."""
+        self._going_on: float | None = None
+        """As last reckoned; None where it has changed since."""
         self._brought = 0
         self._prefilled_at = 0.0
         self._prompt_tokens = 0
@@ -123,8 +125,11 @@ class EngineClock:
     @property
     def going_on(self) -> float:
         """Share of the steps counted in which the decoding requests were not preempted."""
-        counted = len(self.decoding) * self.steps - self._steps_sum
-        return max(0.0, self._generated / counted) if counted > 0 else 1.0
+        share = self._going_on
+        if share is None:
+            counted = len(self.decoding) * self.steps - self._steps_sum
+            share = self._going_on = max(0.0, self._generated / counted) if counted > 0 else 1.0
+        return share
 
     def _advance(self, now: float, prefills_s: float = 0.0, alone_s: float | None = None) -> None:
         """Count the time since the last event, of which prefills took ``prefills_s``.
@@ -166,6 +171,7 @@ class EngineClock:
                 pace.decoded(-lost, 0.0 if alone_s is None else -prefills_s, going, kv_tokens)
         self.steps += steps
         self._generated = generated
+        self._going_on = None
 
     def reported(self, ledger: InstanceLedger, report: EngineReported, now: float) -> None:
         """Put the counts right by what the engine, which has a model, says of now."""
@@ -184,6 +190,7 @@ class EngineClock:
             # are known; the others are taken to have as many.
             each = report.kv_tokens / report.running
             self._generated = max(0.0, (each - 1) * count - self._brought)
+            self._going_on = None
 
     def began(
         self,
@@ -220,6 +227,7 @@ class EngineClock:
         entry = self.decoding[item.request.id] = Decoding(self, item)
         self._brought += entry.brought
         self._steps_sum += entry.steps
+        self._going_on = None
         return entry
 
     def _turn_to(self, model: str, profile: ModelOnInstance, now: float, start: SpeedRatio | None) -> None:
@@ -249,6 +257,7 @@ class EngineClock:
         else:
             self._generated = self._steps_sum = 0.0
         self._brought -= entry.brought
+        self._going_on = None
         if self._preempted:
             self._preempted = min(self._preempted, max(0, len(decoding) - 1))
         if self.pace is not None:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from qlm_sim.core.types import ModelOnInstance
+from qlm_sim.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -26,6 +29,20 @@ class EngineConfig:
     what its requests have in common."""
     num_gpu_blocks: int | None = None
     """KV cache blocks, where an engine's log told them; None computes them from memory."""
+
+
+def check_limits(profile: ModelOnInstance, config: EngineConfig) -> None:
+    """Raises InputError where an engine could not run a request."""
+    if profile.max_num_batched_tokens < profile.max_num_seqs:
+        raise InputError(
+            f"max_num_batched_tokens = {profile.max_num_batched_tokens} is less than max_num_seqs = "
+            f"{profile.max_num_seqs}; every running request needs a token per iteration"
+        )
+    if profile.kv_capacity_tokens < config.block_size:
+        raise InputError(
+            f"kv_capacity_tokens = {profile.kv_capacity_tokens} does not hold one block of "
+            f"{config.block_size} tokens"
+        )
 
 
 def default_limits(gpu: str, memory_bytes: float) -> dict[str, int]:

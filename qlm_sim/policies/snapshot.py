@@ -96,16 +96,17 @@ class SnapshotTaker:
 
     def group(self, group: RequestGroup, now: float) -> WaitingGroup:
         key, items = group.key, group.items
+        # By position: names take half as long again, and every plan and place asks for all groups.
         return WaitingGroup(
-            id=group.id,
-            model=key.model,
-            slo_class=key.slo_class,
-            requests=len(items),
-            weight=self._weights.get(key.slo_class, 1.0),
-            decided=key.decided,
-            first_deadline_s=items[0].deadline - now,
-            last_deadline_s=items[-1].deadline - now,
-            service=self.services(group),
+            group.id,
+            key.model,
+            key.slo_class,
+            len(items),
+            self._weights.get(key.slo_class, 1.0),
+            key.decided,
+            items[0].deadline - now,
+            items[-1].deadline - now,
+            self.services(group),
         )
 
     def instance(self, ledger: InstanceLedger, now: float) -> InstanceState:

@@ -103,22 +103,24 @@ class VllmPolicy:
         name = ledger.id
         queue = self._queues[name]
         last = queue[-1].request.model if queue else ledger.next_model
+        running, queued_s = len(ledger.running), self._queued_s[name]
         for model, route, place in self._places[name]:
             added_s = request_s = route.request_s[place]
             if last != model:
                 added_s += ledger.swap_s(model)
             route.added_s[place] = added_s
-            route.wait_s[place] = len(ledger.running) * request_s + self._queued_s[name] + added_s
+            route.wait_s[place] = running * request_s + queued_s + added_s
 
     def discard(self, item: Tracked) -> None:
-        queue = self._queues[item.instance]
+        name = item.instance
+        queue = self._queues[name]
         if queue[0] is item:
             queue.popleft()
         else:
             queue.remove(item)
         charge_s = self._charges.pop(item.request.id)
-        self._queued_s[item.instance] = self._queued_s[item.instance] - charge_s if queue else 0.0
-        self._stale[item.instance] = self._ledgers[item.instance]
+        self._queued_s[name] = self._queued_s[name] - charge_s if queue else 0.0
+        self._stale[name] = self._ledgers[name]
 
     def changed(self, ledger: InstanceLedger) -> None:
         self._stale[ledger.id] = ledger

@@ -110,7 +110,8 @@ def follow(
         sd_s = sqrt(variance) + DECISION_S + DRIFT * clock_s
         first_late_s = start_s - first_s
         last_late_s = clock_s - last_s
-        if first_late_s > -4.0 * sd_s or last_late_s > -4.0 * sd_s:
+        near_s = -4.0 * sd_s
+        if first_late_s > near_s or last_late_s > near_s:
             cost += weight * _lateness(first_late_s, last_late_s, sd_s, decided)
         if cost > limit:
             return inf
@@ -129,13 +130,24 @@ def _lateness(first_s: float, last_s: float, sd_s: float, decided: bool) -> floa
     if first_s > 4.0 * sd_s and last_s > 4.0 * sd_s:
         return (0.0 if decided else MISS) + LATENESS_PER_S * 0.5 * (first_s + last_s)
     step = (last_s - first_s) / 4
+    second_s, third_s, fourth_s = first_s + step, first_s + 2 * step, first_s + 3 * step
+    late_s = (
+        (first_s if first_s > 0.0 else 0.0)
+        + (second_s if second_s > 0.0 else 0.0)
+        + (third_s if third_s > 0.0 else 0.0)
+        + (fourth_s if fourth_s > 0.0 else 0.0)
+        + (last_s if last_s > 0.0 else 0.0)
+    )
+    if decided:
+        return LATENESS_PER_S * late_s / 5
     scale = 0.7071067811865476 / sd_s
-    missed = late_s = 0.0
-    for late in (first_s, first_s + step, first_s + 2 * step, first_s + 3 * step, last_s):
-        if not decided:
-            missed += 0.5 + 0.5 * erf(late * scale)
-        if late > 0.0:
-            late_s += late
+    missed = (
+        (0.5 + 0.5 * erf(first_s * scale))
+        + (0.5 + 0.5 * erf(second_s * scale))
+        + (0.5 + 0.5 * erf(third_s * scale))
+        + (0.5 + 0.5 * erf(fourth_s * scale))
+        + (0.5 + 0.5 * erf(last_s * scale))
+    )
     return (MISS * missed + LATENESS_PER_S * late_s) / 5
 
 

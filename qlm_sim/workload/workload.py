@@ -6,7 +6,7 @@ clairvoyant policy read them. ``requests`` yields what a scheduler may see.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -88,22 +88,25 @@ class Workload:
 
     def requests(self) -> Iterator[tuple[Request, int]]:
         """Each request with its true output length, made when it is asked for."""
+        return chain.from_iterable(map(self._requests_from, range(0, len(self), _CHUNK)))
+
+    def _requests_from(self, start: int) -> Iterator[tuple[Request, int]]:
+        """Those of one chunk."""
+        part = slice(start, start + _CHUNK)
         names = [slo.name for slo in self.slo_classes]
         slo_s = [scheduling_slo_s(slo) for slo in self.slo_classes]
-        for start in range(0, len(self), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            slos = self.slo_index[part].tolist()
-            requests = map(
-                Request,
-                self.ids[part],
-                map(self.models.__getitem__, self.model_index[part].tolist()),
-                map(names.__getitem__, slos),
-                map(slo_s.__getitem__, slos),
-                self.arrival_s[part].tolist(),
-                self.prompt_tokens[part].tolist(),
-                self.max_tokens[part].tolist(),
-            )
-            yield from zip(requests, self.output_tokens[part].tolist(), strict=True)
+        slos = self.slo_index[part].tolist()
+        requests = map(
+            Request,
+            self.ids[part],
+            map(self.models.__getitem__, self.model_index[part].tolist()),
+            map(names.__getitem__, slos),
+            map(slo_s.__getitem__, slos),
+            self.arrival_s[part].tolist(),
+            self.prompt_tokens[part].tolist(),
+            self.max_tokens[part].tolist(),
+        )
+        return zip(requests, self.output_tokens[part].tolist(), strict=True)
 
     def contents(self) -> Iterator[Content]:
         """What each request's tokens have in common with others'. Only the simulated engine may see it."""

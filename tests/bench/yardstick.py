@@ -1,9 +1,9 @@
 """The yardstick's requests and its run, which the benches share.
 
-Llama-2-7B on A100-80 at 6 requests/s an instance. Lengths are drawn from the Azure conversation trace (input and
-output together at most 4,096 tokens) where QLM_DATA or ../shared has it: from its first 2,000 requests, of means
-882 and 282, which overload the instances a little; or from all of them, of means 886 and 225. Without the trace,
-lengths are lognormal, of nearly the means of the first 2,000.
+Llama-2-7B on A100-80 at 6 requests/s an instance. Lengths are drawn from the Azure conversation trace (input
+and output together at most 4,096 tokens) where QLM_DATA or ../shared has it: from its first 2,000 requests,
+of means 882 and 282, which overload the instances a little; or from all, of means 886 and 225. Without the
+trace, lengths are lognormal, of nearly the means of the first 2,000.
 """
 
 import csv
