@@ -3,14 +3,18 @@
 The same runs give the same bytes: the file carries no time and no machine.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from qlm_sim.metrics.columns import RequestColumns, State
+from qlm_sim.metrics.columns import Mask, RequestColumns, State
 from qlm_sim.metrics.run import PolicyRun
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _ROW_GROUP = 65536
 _STATUS = ["unfinished", "finished", "rejected", "failed"]
@@ -50,13 +54,41 @@ def write_requests(path: Path, runs: Iterable[PolicyRun]) -> None:
                 requests = run.requests.part(slice(start, start + _ROW_GROUP))
                 columns = _columns(run.name, requests) | {"slo_met": requests.slo_met(run.slo_classes)}
                 arrays = [
-                    # A code below 0 and a NaN (from_pandas) become null.
-                    pa.DictionaryArray.from_arrays(pa.array(value[0], mask=value[0] < 0), value[1])
+                    # A code below 0 and a NaN become null.
+                    pa.DictionaryArray.from_arrays(_numbers(value[0], value[0] < 0), _texts(value[1]))
                     if isinstance(value, tuple)
-                    else pa.array(value, schema.field(name).type, from_pandas=True)
-                    for name, value in ((name, columns[name]) for name in schema.names)
+                    else _numbers(value, np.isnan(value))
+                    if isinstance(value, np.ndarray)
+                    else _texts(value)
+                    for value in map(columns.__getitem__, schema.names)
                 ]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+# Arrays are made of buffers, because pa.array() imports pandas, which takes as long as a short run.
+
+
+def _numbers(values: NDArray[Any], missing: Mask) -> "pa.Array[Any]":
+    import pyarrow as pa
+
+    data = _bits(values) if values.dtype == np.bool_ else np.ascontiguousarray(values)
+    present = pa.py_buffer(_bits(~missing)) if missing.any() else None
+    return pa.Array.from_buffers(
+        pa.from_numpy_dtype(values.dtype), len(values), [present, pa.py_buffer(data)]
+    )
+
+
+def _texts(values: Sequence[str]) -> "pa.Array[Any]":
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
+
+
+def _bits(values: Mask) -> NDArray[np.uint8]:
+    return np.packbits(values, bitorder="little")
 
 
 def _columns(policy: str, requests: RequestColumns) -> dict[str, Any]:
