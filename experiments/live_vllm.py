@@ -95,7 +95,7 @@ def measure(setup: Setup) -> dict[str, Any]:
         folder = Path(tempfile.mkdtemp(prefix="qlm-live-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end with us
-        urls = _start_servers(setup, folder, stack)
+        urls, servers = _start_servers(setup, folder, stack)
         config = folder / "live.toml"
         config.write_text(_config(setup, urls, {}))
         _say("engines are up; measuring them")
@@ -114,8 +114,11 @@ def measure(setup: Setup) -> dict[str, Any]:
                 _say(f"{policy}: {requests} requests, seed {seed}")
                 flags = [str(trace), "--config", str(config), "--policy", policy, "--seed", str(seed)]
                 flags += ["--warm-up", str(setup.warm_up_s), "--out", str(folder / f"{policy}-{seed}")]
+                before = _cpu_s(servers)
                 said = json.loads(_command("compare", *flags, "--json", "--quiet"))[policy]
-                runs.append({"policy": policy, "seed": seed, "requests": requests} | said)
+                took = {name: after_s - before[name] for name, after_s in _cpu_s(servers).items()}
+                took["scheduler"] = said.pop("cpu_s")
+                runs.append({"policy": policy, "seed": seed, "requests": requests, "cpu_s": took} | said)
     return {
         "capacity_rps": capacity_rps,
         "rate_rps": setup.load * capacity_rps,
@@ -152,9 +155,12 @@ def _write_trace(setup: Setup, capacity_rps: float, seed: int, path: Path) -> in
     return len(rows)
 
 
-def _start_servers(setup: Setup, folder: Path, stack: ExitStack) -> dict[str, dict[str, str]]:
-    """A server for each engine and model, one after the other on each engine; their URLs."""
+def _start_servers(
+    setup: Setup, folder: Path, stack: ExitStack
+) -> tuple[dict[str, dict[str, str]], list[int]]:
+    """A server for each engine and model, one after the other on each engine; their URLs and processes."""
     urls: dict[str, dict[str, str]] = {name: {} for name in setup.engines}
+    servers = []
     env = os.environ | setup.env
     for turn in range(max(map(len, setup.engines.values()))):
         started = []
@@ -172,6 +178,7 @@ def _start_servers(setup: Setup, folder: Path, stack: ExitStack) -> dict[str, di
                 [*command, *setup.flags], env=env | own, stdout=log, stderr=log, start_new_session=True
             )
             stack.callback(_stop, server)
+            servers.append(server.pid)
             urls[engine][model] = f"http://127.0.0.1:{port}"
             started.append((server, urls[engine][model], Path(log.name)))
         for server, url, path in started:
@@ -180,7 +187,23 @@ def _start_servers(setup: Setup, folder: Path, stack: ExitStack) -> dict[str, di
             for _, url, _ in started:  # the next one needs the GPU to itself
                 with urlopen(f"{url}/sleep?level=1", data=b"", timeout=START_S):
                     pass
-    return urls
+    return urls, servers
+
+
+def _cpu_s(servers: Sequence[int]) -> dict[str, float]:
+    """CPU seconds of the servers so far: of their engines, which vLLM runs in processes of their own, and of
+    what is beside them (HTTP, tokens and text). As Linux tells."""
+    engines = [
+        int(child)
+        for pid in servers
+        for thread in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in thread.read_text().split()
+    ]
+    taken = {}
+    for name, pids in (("engines", engines), ("servers", servers)):
+        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+        taken[name] = sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+    return taken
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
@@ -279,6 +302,13 @@ def write(out: Path, name: str, title: str, text: str, document: dict[str, Any])
         r2 = run["forecast"]["backlogged"]["r2"]
         cell = "" if r2 is None else f"{r2:.3f}"
         lines.append(f"| {run['seed']} | {run['policy']} | {told} | {met} | {cell} |")
+    heads = "engines | servers beside them | scheduler and load generator"
+    lines += ["", f"| seed | policy | CPU, s: {heads} |", "|---|---|---|---|---|"]
+    for run in document["runs"]:
+        took = run["cpu_s"]
+        beside = f"{took['servers']:.0f}, {1e3 * took['servers'] / run['requests']:.1f} ms a request"
+        cells = [f"{took['engines']:.0f}", beside, f"{took['scheduler']:.0f}"]
+        lines.append(f"| {run['seed']} | {run['policy']} | {' | '.join(cells)} |")
     for run in document["runs"]:
         lines += ["", f"## {run['policy']}, seed {run['seed']}: {run['requests']} requests", ""]
         lines += ["| | live | simulated | error |", "|---|---|---|---|"]

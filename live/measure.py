@@ -1,5 +1,6 @@
 """Running a workload on the live cluster, and in simulation on instances that are as the live ones were."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ class LiveRun:
     instances: tuple[InstanceSpec, ...]
     """As they were when the first request came, before any warm-up."""
     offered: Offered
+    cpu_s: float
+    """What scheduler, solver and load generator took of the CPUs, warm-up included."""
 
 
 def with_policy(config: LiveConfig, policy: str) -> LiveConfig:
@@ -62,6 +65,7 @@ async def run_live(
 
     What arrives in the first ``warm_up_s`` is served as all else, and is no part of the run.
     """
+    began_cpu_s = _cpu_s()
     service = make_service(config)
     events = None if record is None else EventLogWriter(record, log_header(config))
     if events is not None:
@@ -82,7 +86,12 @@ async def run_live(
             events.close()
     policy = config.scheduler.policy
     run = conclude(policy, log.recorder, config.slo, offered.ended_at - warm_up_s, log.plans)
-    return LiveRun(run, instances, offered)
+    return LiveRun(run, instances, offered, _cpu_s() - began_cpu_s)
+
+
+def _cpu_s() -> float:
+    """Of this process, and of those that it started and that are over."""
+    return sum(os.times()[:4])
 
 
 def run_simulated(

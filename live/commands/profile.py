@@ -6,6 +6,7 @@ Through a service for each: what hands out work and takes in tokens may share th
 import argparse
 import asyncio
 import math
+import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 
 SWAP_ROUNDS = 2
+TOKENS = range(100, 1_000)
+"""Ids that every model knows, for what is asked for the sake of swaps."""
 ANSWER_S = 300.0
 """A request that is not answered by then will not be."""
 
@@ -53,7 +56,7 @@ def add_to(commands: Commands) -> None:
         type=float,
         default=300.0,
         metavar="S",
-        help="begin no further round of requests after so long; two are made in any case (default: 300)",
+        help="begin no further round of requests after so long; one is made in any case (default: 300)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--out", default=".", metavar="DIR", help="where <engine>.toml goes (default: here)")
@@ -141,7 +144,13 @@ async def _measure(
             logs = await asyncio.gather(
                 *(loop.run_in_executor(pool, measure, n) for n in range(len(engines)))
             )
-        later = [await _swaps_later_s(instance, update) for instance in instances]
+        prompt = plan.prompts[-1]
+        later = await asyncio.gather(
+            *(
+                _swaps_later_s(_Through(service, loop), instance, prompt, update)
+                for service, instance in zip(services, instances, strict=True)
+            )
+        )
         return [
             _Measured(log, each.version, later_s)
             for log, each, later_s in zip(logs, facts, later, strict=True)
@@ -157,10 +166,10 @@ class _Through:
         self._numbers = count()
 
     def complete(self, model: str, prompt: list[int], output_tokens: int) -> tuple[float, float, float, int]:
-        asked = self._ask(model, prompt, output_tokens)
+        asked = self.answer(model, prompt, output_tokens)
         return asyncio.run_coroutine_threadsafe(asked, self._loop).result(ANSWER_S)
 
-    async def _ask(
+    async def answer(
         self, model: str, prompt: list[int], output_tokens: int
     ) -> tuple[float, float, float, int]:
         from live.jobs import COMPLETIONS, Delta, Finished, Job
@@ -195,8 +204,12 @@ class _Through:
         raise AssertionError("a ticket ended without an end")
 
 
-async def _swaps_later_s(instance: "Instance", update: Update) -> float | None:
-    """Swap to every model and back, after a round that only warms up."""
+async def _swaps_later_s(ask: "_Through", instance: "Instance", prompt: int, update: Update) -> float | None:
+    """Have every model in turn answer a prompt of so many tokens, twice: once it must be loaded for that.
+
+    The difference is what a swap costs: the first steps of a model that has just been loaded are slow too.
+    After a round that only warms up.
+    """
     home, promised = instance.model, dict(instance.models)
     others = [name for name in promised if name != home]
     if not others:
@@ -204,10 +217,14 @@ async def _swaps_later_s(instance: "Instance", update: Update) -> float | None:
     later = []
     for number in range(SWAP_ROUNDS + 1):
         for model in (*others, home):
-            swap_s = await instance.swap_and_wait(model)
+            first_s = []
+            for _ in range(2):
+                fresh = random.choices(TOKENS, k=prompt)
+                first_s.append((await ask.answer(model, fresh, 2))[1])
+            before = promised[model]
+            promised_s = before.swap_in_s if instance.spec.host_bytes else before.load_s
             if number:
-                before = promised[model]
-                later.append(swap_s - (before.swap_in_s if instance.spec.host_bytes else before.load_s))
+                later.append(first_s[0] - first_s[1] - promised_s)
         update(f"swapping on {instance.id}", number + 1, SWAP_ROUNDS + 1)
     return sum(later) / len(later)
 

@@ -90,6 +90,7 @@ def run_compare(args: argparse.Namespace) -> int:
             "figures": {row.name: asdict(row) | {"error": row.error} for row in compared},
             "forecast": forecast_accuracy(each.run.requests, each.offered.told),
             "failed": dict(each.offered.failed),
+            "cpu_s": each.cpu_s,
         }
     document = plain(document)
     if args.json:

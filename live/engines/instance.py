@@ -231,16 +231,6 @@ class Instance:
             self.swapping_to = model
             self._spawn(self._swap(model))
 
-    async def swap_and_wait(self, model: str) -> float:
-        """The same, and the seconds that it took. Raises EngineError where it comes to nothing."""
-        self.swap(model)
-        began_at = self._now()
-        while self.swapping_to is not None:
-            await asyncio.sleep(0.002)
-        if self.status is not Status.UP or self.model != model:
-            raise EngineError(f"engine {self.id} does not swap to {model}; see the log above")
-        return self._now() - began_at
-
     async def _swap(self, model: str) -> None:
         start = self._now()
         try:

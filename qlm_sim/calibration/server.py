@@ -24,13 +24,16 @@ from qlm_sim.validation.request_log import RequestLog
 TIMEOUT_S = 300.0
 FRESH_TOKENS = 8
 """First tokens of a prompt that no seed gives: another sweep's prompts are not found in a prefix cache."""
+WARM_UP_TOKENS = 2
+"""Output tokens of what only warms up."""
 LEAST_TOKENS = 8
 """Fewer tokens tell no time per token: a busy server sends some of them together."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """What is measured. Every kind of request is measured ``repeats`` times, after one that only warms up."""
+    """What is measured. Every kind of request is measured ``repeats`` times, after one short request of each
+    that only warms up."""
 
     prompts: tuple[int, ...] = (16, 64, 128, 256, 512, 1024, 2048, 3072)
     """Prompt tokens of requests that are alone: what a prefill takes."""
@@ -44,7 +47,7 @@ class SweepPlan:
     among decodes, and what each request costs the server beside its tokens."""
     repeats: int = 3
     most_s: float = math.inf
-    """Once it has taken so long, no further repeat is begun. Two rounds are made, whatever they take."""
+    """Once it has taken so long, no further repeat is begun. One is made, whatever it takes."""
 
     def kinds(self, max_model_len: int | None) -> list[list[tuple[int, int]]]:
         """(prompt tokens, output tokens) of the requests that come together, of each kind that fits."""
@@ -245,6 +248,8 @@ def sweep(
             if not in_step.time_left() and repeat > 1:
                 break
             for number, kind in enumerate(kinds):
+                if repeat == 0:
+                    kind = [(kind[0][0], WARM_UP_TOKENS)]
                 asked = [(prompt_of(prompt), output) for prompt, output in kind]
                 in_step.time_left()
                 answers = _together(server, facts.served_model, asked)

@@ -81,6 +81,7 @@ def test_what_comes_in_the_warm_up_is_served_and_not_counted(tmp_path, capsys):
     assert main(["compare", *flags, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)["qlm"]
     assert document["forecast"]["all"]["requests"] == 20
+    assert document["cpu_s"] > 0
     summary = json.loads((tmp_path / "runs/live/summary.json").read_text())
     for run in summary["policies"].values():
         assert run["requests"] == run["finished"] == 20
