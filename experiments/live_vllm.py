@@ -74,12 +74,13 @@ class Setup:
     """Steady arrivals over what the profiles say that the engines can do without swaps."""
     arriving_s: float
     steady: Sequence[str]
-    """SLO classes of the steady arrivals, a Poisson process of all models alike."""
+    """SLO classes of the steady arrivals, a Poisson process of all models and classes alike."""
     bursts: Sequence[Burst] = ()
     warm_up_s: float = 0.0
     """The first seconds, in which the scheduler learns lengths and speeds: no part of the figures ..."""
-    warm_up_load: float | None = None
-    """... and their load; None takes the other."""
+    warm_up_load: float = 0.0
+    """... and their load: what is more than ``load`` is of the last of the steady classes, so that the
+    others come at the rates that they keep."""
     measuring_s: float = 300.0
     seeds: Sequence[int] = (1,)
     """A run of each policy for each."""
@@ -132,15 +133,17 @@ def _write_trace(setup: Setup, capacity_rps: float, seed: int, path: Path) -> in
     rng = np.random.default_rng(seed)
     models = list(setup.models)
     rows: list[tuple[float, str, str]] = []
-    for load, start, end in (
-        (setup.warm_up_load or setup.load, 0.0, setup.warm_up_s),
-        (setup.load, setup.warm_up_s, setup.arriving_s),
+    more = max(0.0, setup.warm_up_load - setup.load)
+    for load, end, classes in (
+        (setup.load, setup.arriving_s, setup.steady),
+        (more, setup.warm_up_s, setup.steady[-1:]),
     ):
-        for at in rng.uniform(start, end, rng.poisson(load * capacity_rps * (end - start))):
-            rows += [(float(at), str(rng.choice(models)), str(rng.choice(setup.steady)))]
+        times = rng.uniform(0.0, end, rng.poisson(load * capacity_rps * end))
+        rows += [(float(at), str(rng.choice(models)), str(rng.choice(classes))) for at in times]
     for burst in setup.bursts:
         count = round(burst.engine_s * capacity_rps / len(setup.engines))
         rows += [(burst.at_s, burst.model, burst.slo_class)] * count
+    rows = [rows[at] for at in rng.permutation(len(rows))]  # what comes at one time comes in any order
     rows.sort(key=lambda row: row[0])
     lengths = read_trace("sharegpt", format=None, warn=lambda note: None)
     chosen = rng.choice(len(lengths.prompt_tokens), len(rows))
