@@ -87,6 +87,7 @@ class QueueManager:
         apply, touched = self._apply, self._touched
         for event in events:
             apply[type(event)](now, event)
+        policy = self.policy
         if touched:
             ledgers = self.ledgers
             reconcile = self._agent.reconcile
@@ -94,8 +95,9 @@ class QueueManager:
                 ledger = ledgers.get(instance)
                 if ledger is not None:
                     reconcile(ledger, now, actions)
+                    if policy.at_rest:
+                        break
             touched.clear()
-        policy = self.policy
         wake_at = policy.wake_at
         if wake_at <= now:
             replan = policy.replan(now)

@@ -102,6 +102,11 @@ class Policy(Protocol):
     overtaking: Overtaking
 
     @property
+    def at_rest(self) -> bool:
+        """Nothing waits, so that no instance need be asked what to serve; may be False all the same."""
+        ...
+
+    @property
     def wake_at(self) -> float:
         """When it wants to be asked again, though nothing happened; infinity for never."""
         ...

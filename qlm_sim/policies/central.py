@@ -100,9 +100,13 @@ class CentralPolicy:
         request = item.request
         key = GroupKey(request.model, request.slo_class, band=0, served=item.served)
         self._table.join(item, key, _UNLIMITED)
-        capable = self._capable[request.model]
+        model, capable = request.model, self._capable[request.model]
         # Instances that have the model loaded are asked first.
-        return [i.id for i in sorted(capable, key=lambda ledger: ledger.model != request.model)]
+        return [i.id for i in capable if i.model == model] + [i.id for i in capable if i.model != model]
+
+    @property
+    def at_rest(self) -> bool:
+        return not self._table.groups
 
     def discard(self, item: Tracked) -> None:
         self._table.leave(item)

@@ -36,6 +36,7 @@ class QlmPolicy:
     holds_back = True
     evicts_to_swap = True
     overtaking = Overtaking.BY_DEADLINE
+    at_rest = False
 
     def __init__(
         self,

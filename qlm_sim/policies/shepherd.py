@@ -43,6 +43,7 @@ class ShepherdPolicy:
     holds_back = True
     evicts_to_swap = True
     overtaking = Overtaking.BY_DEADLINE
+    at_rest = False
 
     def __init__(self, estimator: ServiceEstimator) -> None:
         self._estimator = estimator

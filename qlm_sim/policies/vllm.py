@@ -49,6 +49,7 @@ class VllmPolicy:
     holds_back = False
     evicts_to_swap = False
     overtaking = Overtaking.NONE
+    at_rest = False
     wake_at = float("inf")
 
     def __init__(self, estimator: ServiceEstimator) -> None:
