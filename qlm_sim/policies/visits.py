@@ -1,8 +1,8 @@
 """Visits: how long an instance stays with the loaded model before it goes on to the next one.
 
 A deadline may force it to leave. Otherwise work decides: a visit is left when the next one gets more done per
-second, its swap included; or, for groups that have nothing to win any more, when it has been long enough that
-swaps cost little.
+second, its swap included; or, for a model that no other instance serves, when it has been long enough that swaps
+cost little.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from qlm_sim.policies.snapshot import SnapshotTaker
 
 _NEVER = float("inf")
 FAIRNESS_SHARE = 0.05
-"""Share of an instance's time that swaps may take for the sake of those who have nothing to win any more."""
+"""Share of an instance's time that swaps may take so that a model is served which no other instance has."""
 GAP_WEIGHT = 0.1
 """What the last time between two arrivals counts for among those before."""
 MARGIN_S, MARGIN_SHARE = 1.0, 0.2
@@ -85,7 +85,7 @@ class Visits:
             lost = self.miss_share * overhead_s / (service.prefill_s + service.decode_s)
             if outlook.undecided > lost:
                 leave_at = outlook.latest_at - (1 + MARGIN_SHARE) * overhead_s
-            if resident is not None or idle:
+            if (resident is not None or idle) and not self._held_elsewhere(model, ledger):
                 leave_at = min(leave_at, ledger.loaded_at + overhead_s / FAIRNESS_SHARE)
         leave_at = max(leave_at, settled_at)
         self.leave_at.set(ledger.id, leave_at if leave_at > now else _NEVER)
