@@ -260,13 +260,15 @@ def _service(rng: np.random.Generator) -> GroupService:
 def _instances(rng: np.random.Generator, kinds: list[str], models: list[str]) -> Iterator[InstanceState]:
     for number in range(int(rng.integers(1, 4))):
         swapping = rng.random() < 0.2
+        running = 0 if swapping else int(rng.integers(0, 50))
         yield InstanceState(
             id=f"i{number}",
             kind=str(rng.choice(kinds)),
             model=str(rng.choice(models)),
             ready_s=float(rng.uniform(0.5, 10)) if swapping else 0.0,
             free=1.0 if swapping else float(rng.uniform()),
-            running=0 if swapping else int(rng.integers(0, 50)),
+            running=running,
             leave_s=0.0 if swapping else float(rng.uniform(0.05, 0.5)),
             swap_s={model: float(rng.uniform(0.5, 10)) for model in models},
+            running_s=running * float(rng.uniform(0.03, 0.6)),
         )

@@ -62,6 +62,8 @@ class InstanceState:
     """Seconds to clear the running batch away before a swap."""
     swap_s: Mapping[str, float]
     """Seconds to load each model it may serve."""
+    running_s: float = 0.0
+    """Seconds of a full engine that what runs will still take."""
 
 
 @dataclass(frozen=True, slots=True)

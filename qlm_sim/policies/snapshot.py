@@ -127,6 +127,7 @@ class SnapshotTaker:
             # One that has a single model never leaves it.
             leave_s=self.leave_s(ledger, now) if len(ledger.spec.models) > 1 else 0.0,
             swap_s={model: ledger.swap_s(model) for model in ledger.spec.models},
+            running_s=self._running_s(ledger) if len(ledger.spec.models) > 1 else 0.0,
         )
 
     def instances(self, now: float) -> Sequence[InstanceState]:
@@ -142,6 +143,14 @@ class SnapshotTaker:
         kv_tokens = ledger.context_tokens + running * lengths.second_moment / (2 * lengths.mean)
         used = max(running / profile.max_num_seqs, kv_tokens / profile.kv_capacity_tokens)
         return max(0.0, 1.0 - used)
+
+    def _running_s(self, ledger: InstanceLedger) -> float:
+        """Seconds of a full engine that what runs will still take: as if it had just come, since lengths have
+        next to no memory."""
+        running = len(ledger.running)
+        if not running or ledger.model is None:
+            return 0.0
+        return running * self.request_s(ledger, ledger.model, ledger.context_tokens / running)
 
     def leave_s(self, ledger: InstanceLedger, now: float) -> float:
         """Seconds to evict all that runs: the iteration under way and the moves of KV to the host."""

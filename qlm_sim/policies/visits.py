@@ -1,8 +1,8 @@
 """Visits: how long an instance stays with the loaded model before it goes on to the next one.
 
 A deadline may force it to leave. Otherwise work decides: a visit is left when the next one gets more done per
-second, its swap included; or, for a model that no other instance serves, when it has been long enough that swaps
-cost little.
+second, its swap included; or, for a model that no other instance serves, when it has been long enough that
+swaps cost little.
 """
 
 from collections.abc import Mapping

@@ -16,8 +16,11 @@ LATENESS_PER_S = 1e-4
 """One miss weighs as much as 10,000 seconds of lateness: lateness never buys a miss back."""
 SWAP_PER_S = 1e-5
 """Per second of clearing and loading, and per running request that is moved away for it."""
-WAIT_PER_S = 1e-6
-"""Per second and request: so that idle instances are used, and short work goes first."""
+WAIT_PER_S2 = 5e-6
+"""By the square of the seconds until an instance is through: idle instances are used, and no work is cut
+short by swaps for nothing. What waits costs the seconds of its work times those that it waits, which is the
+same in any order. To count requests instead would serve short work first and make the mean wait shorter, but
+some would be overtaken again and again, and nobody could be told when their turn is."""
 DECISION_S = 0.25
 """Least uncertainty of a waiting time in seconds: one decision and one iteration."""
 DRIFT = 0.02
@@ -42,9 +45,10 @@ class Task(NamedTuple):
     id: int
 
 
-State = tuple[float, float, str | None, float, float, float, float, float]
+State = tuple[float, float, str | None, float, float, float, float, float, float]
 """An instance on its way through a queue: seconds from now, their variance, loaded model, share of a batch
-that is free, requests running, cost so far, the part of it for waiting, and the weight of all so far."""
+that is free, requests running, cost so far, the part of it for waiting, seconds of work that swaps have cut
+short, and those that the next one would."""
 
 
 def task(group: WaitingGroup, kind: str) -> Task:
@@ -66,7 +70,8 @@ def task(group: WaitingGroup, kind: str) -> Task:
 
 def beginning(instance: InstanceState) -> State:
     """The state before the first group."""
-    return (instance.ready_s, 0.0, instance.model, instance.free, float(instance.running), 0.0, 0.0, 0.0)
+    running = float(instance.running)
+    return instance.ready_s, 0.0, instance.model, instance.free, running, 0.0, 0.0, 0.0, instance.running_s
 
 
 def follow(
@@ -80,10 +85,12 @@ def follow(
     """Expected cost of ``state`` and of serving ``tasks`` from there in that order; inf above ``limit``.
 
     Requests that find room start at once, one prefill after the other; the rest start as running ones
-    depart, one every ``decode_s``. Each change of model clears the batch away and loads the next one.
+    depart, one every ``decode_s``. Each change of model clears the batch away and loads the next one; what is
+    evicted goes on at some later time, which nobody is late for but all wait for.
     The cost never falls along a queue. ``trail`` gets the state after each task.
     """
-    clock_s, variance, model, free, running, cost, waiting, weights = state
+    clock_s, variance, model, free, running, cost, waiting, undone_s, running_s = state
+    before_s = clock_s + undone_s
     for wanted, n, prefill_s, decode_s, decode_var, batch, first_s, last_s, weight, decided, _ in tasks:
         if wanted != model:
             change_s = leave_s + swap_s[wanted]
@@ -92,6 +99,7 @@ def follow(
             model = wanted
             running = 0.0
             free = 1.0
+            undone_s += running_s
         start_s = clock_s + prefill_s
         behind = n - free * batch
         clock_s += n * prefill_s
@@ -104,7 +112,10 @@ def follow(
         running += n
         if running > batch:
             running = batch
-        waited = weight * WAIT_PER_S * (start_s + clock_s)
+        running_s = running * decode_s
+        through_s = clock_s + undone_s
+        waited = WAIT_PER_S2 * (through_s * through_s - before_s * before_s)
+        before_s = through_s
         waiting += waited
         cost += waited
         sd_s = sqrt(variance) + DECISION_S + DRIFT * clock_s
@@ -116,8 +127,7 @@ def follow(
         if cost > limit:
             return inf
         if trail is not None:
-            weights += weight
-            trail.append((clock_s, variance, model, free, running, cost, waiting, weights))
+            trail.append((clock_s, variance, model, free, running, cost, waiting, undone_s, running_s))
     return cost
 
 

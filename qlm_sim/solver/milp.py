@@ -26,7 +26,7 @@ from qlm_sim.solver.cost import (
     LATENESS_PER_S,
     MISS,
     SWAP_PER_S,
-    WAIT_PER_S,
+    WAIT_PER_S2,
     plan_cost,
 )
 from qlm_sim.solver.mip import Backend, Outcome, run
@@ -171,7 +171,9 @@ class _Program:
             at = self._variable(f"at_{group.id}_{name}", longest_s)
             times.append(at)
             self.problem += at <= longest_s * g
-            self._cost.append(2 * weight * WAIT_PER_S * at)
+            service = group.service[instance.kind]
+            work_s = group.requests * (service.prefill_s + service.decode_s)
+            self._cost.append(2 * work_s * WAIT_PER_S2 * at)
             if due_s < longest_s:
                 late = self._variable(f"late_{group.id}_{name}")
                 self.problem += at <= due_s * g + late

@@ -14,9 +14,9 @@ from math import inf
 from typing import NamedTuple
 
 from qlm_sim.core.plan import InstanceState, Plan, PlanProblem
-from qlm_sim.solver.cost import SWAP_PER_S, WAIT_PER_S, State, Task, beginning, follow, plan_cost, task
+from qlm_sim.solver.cost import SWAP_PER_S, State, Task, beginning, follow, plan_cost, task
 from qlm_sim.solver.mip import Backend, Outcome, run
-from qlm_sim.solver.queues import CLOCK_S, COST, RUNNING
+from qlm_sim.solver.queues import CLOCK_S, COST, RUNNING, RUNNING_S, UNDONE_S, WAITING
 from qlm_sim.solver.search import solve
 
 TOLERANCE = 1e-7
@@ -76,9 +76,10 @@ def _least_prices(problem: PlanProblem) -> list[float]:
                 start_s = instance.ready_s
                 if each.model != instance.model:
                     start_s += instance.leave_s + instance.swap_s[each.model]
-                at_best: State = (start_s, 0.0, each.model, 1.0, 0.0, 0.0, 0.0, 0.0)
-                cost = follow(at_best, (each,), instance.leave_s, instance.swap_s)
-                waited = 2 * each.weight * WAIT_PER_S * start_s
+                at_best: State = (start_s, 0.0, each.model, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+                trail: list[State] = []
+                cost = follow(at_best, (each,), instance.leave_s, instance.swap_s, trail=trail)
+                waited = trail[0][WAITING]
                 least[index] = min(least[index], waited + 0.5 * (cost - waited))
     return least
 
@@ -100,10 +101,11 @@ class _Orders:
 
     Two orders of one set that end with the same model, room and variance go on alike but for the clock: with
     the later one every further group is served later, and what it costs rises with that time. So the order
-    with the earlier clock and the lower cost stands for both. (Room and variance must be the same: with less
-    variance, what is late by mean is so for sure. And costs rise with time only for what is not overdue by
-    more than DECISION_S / DRIFT, which nothing is that can still be met.) The cost of running requests that
-    the next swap may have to move is added where they differ.
+    with the earlier clock, less work cut short and the lower cost stands for both. (Room and variance must be
+    the same: with less variance, what is late by mean is so for sure. And costs rise with time only for what
+    is not overdue by more than DECISION_S / DRIFT, which nothing is that can still be met.) The cost of
+    running requests that the next swap may have to move is added where they differ, and so is the work that
+    it cuts short.
     """
 
     def __init__(
@@ -155,4 +157,9 @@ class _Orders:
     def _stands_for(self, one: _Label, other: _Label) -> bool:
         a, b = one.state, other.state
         moved = self._per_running * max(0.0, a[RUNNING] - b[RUNNING])
-        return a[CLOCK_S] <= b[CLOCK_S] + ROUNDING and a[COST] + moved <= b[COST] + ROUNDING
+        undone_s = a[UNDONE_S] + max(0.0, a[RUNNING_S] - b[RUNNING_S]) - b[UNDONE_S]
+        return (
+            a[CLOCK_S] <= b[CLOCK_S] + ROUNDING
+            and a[CLOCK_S] + undone_s <= b[CLOCK_S] + ROUNDING
+            and a[COST] + moved <= b[COST] + ROUNDING
+        )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from qlm_sim.core.plan import InstanceState
-from qlm_sim.solver.cost import WAIT_PER_S, State, Task, beginning, follow
+from qlm_sim.solver.cost import WAIT_PER_S2, State, Task, beginning, follow
 
 # Places in a State.
 CLOCK_S: Final = 0
@@ -14,7 +14,8 @@ LOADED: Final = 2
 RUNNING: Final = 4
 COST: Final = 5
 WAITING: Final = 6
-WEIGHT: Final = 7
+UNDONE_S: Final = 7
+RUNNING_S: Final = 8
 
 EVERY_POSITION = 8
 """Up to this many groups, every position of a queue is worth trying."""
@@ -70,15 +71,15 @@ class Queue:
         own = follow(before, block, self.leave_s, self.swap_s, before[COST] + limit, after) - before[COST]
         if own > limit:
             return own
-        behind = self.trail[-1][WEIGHT] - before[WEIGHT]
-        if behind:
+        behind_s = self.trail[-1][CLOCK_S] - before[CLOCK_S]
+        if behind_s:
             following = self.tasks[position].model
             delay_s = after[-1][CLOCK_S] - before[CLOCK_S]
             if following != block[-1].model:
                 delay_s += self.leave_s + self.swap_s[following]
             if following != before[LOADED]:
                 delay_s -= self.leave_s + self.swap_s[following]
-            own += 2 * WAIT_PER_S * delay_s * behind
+            own += 2 * WAIT_PER_S2 * delay_s * behind_s
         return own
 
 

@@ -52,6 +52,7 @@ def random_problem() -> Callable[..., PlanProblem]:
                 running=int(rng.integers(0, 50)),
                 leave_s=float(rng.uniform(0.05, 0.5)),
                 swap_s={model: float(rng.uniform(0.5, 3)) for model in names},
+                running_s=float(rng.uniform(0, 10)),
             )
             for number in range(instances)
         ]

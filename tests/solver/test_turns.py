@@ -44,11 +44,13 @@ def test_shorter_work_of_the_same_class_does_not_pass_when_all_have_time():
     assert turned(groups, planned) == (0, 1, 2, 3, 4)
 
 
-def test_much_shorter_work_passes_as_all_together_would_wait_much_longer():
-    groups = [group(0, 3600.0, prefill_s=0.5), *(group(n, 3600.0 + n) for n in range(1, 4))]
-    planned = solve(problem(*groups)).queues["i0"]
-    assert planned[-1] == 0
-    assert turned(groups, planned) == planned
+def test_much_work_is_not_put_on_the_slower_instance_for_the_sake_of_order():
+    slow, fast = GroupService(0.5, 1.0, 1.0, 20.0), GroupService(0.05, 0.1, 0.1, 20.0)
+    groups = [group(0, 3600.0, requests=200), group(1, 3601.0, requests=5), group(2, 3602.0, model="b")]
+    groups = [replace(each, service={"k0": slow, "k1": fast}) for each in groups]
+    instances = (INSTANCE, replace(INSTANCE, id="i1", kind="k1"))
+    planned = {"i0": (1,), "i1": (0, 2)}
+    assert in_turn(PlanProblem(1, tuple(groups), instances, {}), planned) == planned
 
 
 def test_what_is_due_first_goes_first_whatever_its_class():
