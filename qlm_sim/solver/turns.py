@@ -1,8 +1,8 @@
 """The order of deadlines, where nothing is at stake; within a class that is first come, first served.
 
-To serve the shorter work first makes the mean wait shorter, and so the solver does; between groups of one
-model that is noise of a few prompts, for which some would be overtaken again and again, and nobody could be
-told when their turn is. And who is due first has most to fear of what is still to come.
+Groups of a visit cost about the same in any order, and a search ends with one of them. Who is due first has
+most to fear of what is still to come; and were some overtaken again and again, nobody could be told when their
+turn is.
 """
 
 from collections.abc import Mapping, Sequence
