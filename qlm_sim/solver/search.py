@@ -21,8 +21,9 @@ NOTHING_AT_STAKE = 0.005
 """A plan whose misses, lateness and swaps cost less than this share of one missed request is good."""
 WORTH_CHANGING = 0.02
 """Share of its cost that must be saved for the plan in force to be left for another, not only bettered."""
-PATIENCE = 300
-"""Rounds of ruin and recreate without a gain, after which the search for a first plan ends."""
+PATIENCE = 600
+"""Rounds of ruin and recreate without a gain, after which the search for a first plan ends: mostly its budget
+ends first."""
 PATIENCE_IN_FORCE = 25
 """The same for the groups of the plan in force, on which earlier searches were spent."""
 MOST_REMOVED = 8
