@@ -1,8 +1,8 @@
 """The order of deadlines, where nothing is at stake; within a class that is first come, first served.
 
 Groups of a visit cost about the same in any order, and a search ends with one of them. Who is due first has
-most to fear of what is still to come; and were some overtaken again and again, nobody could be told when their
-turn is.
+most to fear of what is still to come; and were some overtaken again and again, nobody could be told when
+their turn is.
 """
 
 from collections.abc import Mapping, Sequence
