@@ -3,12 +3,12 @@
     make live-demo      # from nothing: installs real vLLM (2 GB), then this; under ten minutes on two cores
 
 The models have 60 M parameters and random weights, made on the spot; each engine has a core to itself,
-which it shares with its HTTP server, the gateway and the load generator. What these take of it is no part
-of the simulation, and counts the less the larger the models are; much larger ones serve too few requests in
-these minutes to learn their lengths from. Interactive requests come steadily for both models, and at one
-time a file of batch work for each, so that both engines are at work, as they were when measured: one alone
-is faster, as they share the memory's bandwidth. QLM_VLLM_PYTHON names another interpreter that has vLLM,
-QLM_LIVE_SEEDS other seeds than 1 (``1,2``).
+which it shares with its HTTP server, the gateway and the load generator. What these take of it for each
+request is measured with the engines, and counts the less the larger the models are; much larger ones serve
+too few requests in these minutes to learn their lengths from. Interactive requests come steadily for both
+models, and at one time a file of batch work for each, so that both engines are at work, as they were when
+measured: one alone is faster, as they share the memory's bandwidth. QLM_VLLM_PYTHON names another
+interpreter that has vLLM, QLM_LIVE_SEEDS other seeds than 1 (``1,2``).
 """
 
 import os

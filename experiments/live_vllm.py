@@ -87,7 +87,7 @@ class Setup:
     engine_env: Mapping[str, Mapping[str, str]] | None = None
     """Of the servers of one engine, such as the GPU that it may use."""
     cores: Mapping[str, int] | None = None
-    """By engine: the CPU that it has to itself, as far as other engines go."""
+    """By engine: the CPU that it has to itself, as far as other engines go, and shares with its server."""
 
 
 def measure(setup: Setup) -> dict[str, Any]:
@@ -101,6 +101,7 @@ def measure(setup: Setup) -> dict[str, Any]:
         config.write_text(_config(setup, urls, {}))
         _say("engines are up; measuring them")
         words = ["profile", "--config", str(config), "--out", str(folder), "--quiet"]
+        words += ["--shared-cores"] if setup.cores is not None else []
         profiled = _command(*words, "--seconds", str(setup.measuring_s))
         _say(profiled.rstrip())
         config.write_text(

@@ -58,6 +58,12 @@ def add_to(commands: Commands) -> None:
         metavar="S",
         help="begin no further round of requests after so long; one is made in any case (default: 300)",
     )
+    parser.add_argument(
+        "--shared-cores",
+        action="store_true",
+        help="engines share their cores with their HTTP servers or with this gateway, as vLLM on CPU does: "
+        "measure for how long each request as such holds its engine up",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", default=".", metavar="DIR", help="where <engine>.toml goes (default: here)")
     output.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
@@ -77,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
     if not out.is_dir():
         raise InputError(f"--out: {out} is not a directory")
     with progress(args.quiet) as update:
-        measured = asyncio.run(_measure(config, engines, args.seed, args.seconds, update))
+        measured = asyncio.run(_measure(config, engines, args.seed, args.seconds, args.shared_cores, update))
     for engine, each in zip(engines, measured, strict=True):
         say(f"fitting {engine.id}", args.quiet)
-        _fit(config, engine, each, out / f"{engine.id}.toml")
+        _fit(config, engine, each, args.shared_cores, out / f"{engine.id}.toml")
     return 0
 
 
@@ -95,7 +101,12 @@ class _Measured:
 
 
 async def _measure(
-    config: "LiveConfig", engines: "list[EngineConfig]", seed: int, most_s: float, update: Update
+    config: "LiveConfig",
+    engines: "list[EngineConfig]",
+    seed: int,
+    most_s: float,
+    shared: bool,
+    update: Update,
 ) -> list[_Measured]:
     from live.build import make_service
     from live.engines.http import HttpBackend
@@ -124,7 +135,10 @@ async def _measure(
             facts.append(await loop.run_in_executor(None, Server(instance.backend.url).facts, None))
         limits = [instance.models[instance.model] for instance in instances]
         plan = plan_for(
-            min(each.max_num_seqs for each in limits), min(each.max_model_len for each in limits), most_s
+            min(each.max_num_seqs for each in limits),
+            min(each.max_model_len for each in limits),
+            most_s,
+            shared=shared,
         )
         in_step = InStep(len(engines), most_s)
 
@@ -238,7 +252,7 @@ def _model_spec(config: "LiveConfig", name: str) -> "ModelSpec":
     return replace(load_model(model.config or model.name), name=name)
 
 
-def _fit(config: "LiveConfig", engine: "EngineConfig", measured: _Measured, path: Path) -> None:
+def _fit(config: "LiveConfig", engine: "EngineConfig", measured: _Measured, shared: bool, path: Path) -> None:
     """Fit the engine's profile to its log, and write it."""
     from live.build import DEFAULT_GPU, promise
     from qlm_sim.calibration.factors import with_factors, with_swaps
@@ -259,7 +273,7 @@ def _fit(config: "LiveConfig", engine: "EngineConfig", measured: _Measured, path
         block_size=engine.block_size,
     )
     placed = promise(engine, next(each for each in config.model if each.name == name))
-    target = Target(model, gpu, engine.tp, load_engine(running), limits, placed)
+    target = Target(model, gpu, engine.tp, load_engine(running), limits, placed, shared)
     result = fit_factors(target, [Observation(log)])
     source = (
         f"{gpu.name} scaled to {len(log):,} requests to engine {engine.id} ({name}, {running}) "
@@ -272,6 +286,12 @@ def _fit(config: "LiveConfig", engine: "EngineConfig", measured: _Measured, path
         profile_toml(fitted, held_out_mape=result.held_out_mape, comment=source), encoding="utf-8"
     )
     _print(engine.id, name, running, result, path)
+    if fitted.intake_s is not None:
+        low, high = result.bounds["intake"]
+        print(
+            f"requests: each holds the engine up for {1e3 * fitted.intake_s.value:.1f} ms "
+            f"(95 %: {low:.1f} to {high:.1f})"
+        )
     if measured.later_s is not None:
         print(f"swaps: {measured.later_s:+.2f} s a swap, as to what was promised; now in the profile")
 

@@ -4,7 +4,7 @@ Knows profiles and step times; nothing of measurements.
 """
 
 import math
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -32,9 +32,8 @@ class Factors:
     """Time per sequence of an iteration, beside the engine's own."""
     request: float = 1.0
     """Time per request in the server outside of its engine. No part of a GPU profile."""
-
-    def logarithms(self) -> list[float]:
-        return [math.log(value) for value in astuple(self)]
+    intake: float = 0.0
+    """Milliseconds that each request holds the engine up as it comes; 0 where its server has other cores."""
 
 
 FACTOR_NAMES = tuple(each.name for each in fields(Factors))
@@ -65,6 +64,7 @@ def with_factors(
         title=f"{gpu.title}, fitted to measurements",
         bandwidth_bytes_per_s=slower(gpu.bandwidth_bytes_per_s, factors.memory),
         flops=slower(gpu.flops, factors.compute),
+        intake_s=Coefficient(factors.intake * 1e-3, "fitted", source) if factors.intake else None,
         kernels=(
             replace(
                 kernels,

@@ -53,10 +53,21 @@ class Target:
     version: EngineVersion
     config: EngineConfig
     placed: ModelOnInstance
+    shared: bool = False
+    """Whether the server runs on the engine's cores, so that each request holds the engine up."""
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Names of the factors to find."""
+        return FACTOR_NAMES if self.shared else FACTOR_NAMES[:-1]
 
     def with_factors(self, factors: Factors) -> ModelOnInstance:
         gpu = with_factors(self.gpu, self.model, self.tp, factors, name=self.gpu.name, source="trial")
-        return replace(self.placed, step=step_model(self.model, gpu, self.tp, self.version))
+        return replace(
+            self.placed,
+            step=step_model(self.model, gpu, self.tp, self.version),
+            intake_s=gpu.intake_s.value if gpu.intake_s else 0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class FitResult:
 def shipped_error(target: Target, observations: Sequence[Observation]) -> float:
     """Mean absolute logarithm of simulated over measured times under the shipped profile."""
     measured, _, _ = _measured(observations)
-    found = _simulated(target, observations, np.zeros(len(FACTOR_NAMES))) - measured
+    found = _simulated(target, observations, np.zeros(len(FACTOR_NAMES) - 1)) - measured
     return float(np.nanmean(np.abs(found))) if np.isfinite(found).any() else float("inf")
 
 
@@ -93,8 +104,11 @@ def fit_factors(target: Target, observations: Sequence[Observation]) -> FitResul
         found: Floats = _simulated(target, observations, theta)[there] - known
         return found
 
-    shipped = residuals(np.zeros(len(FACTOR_NAMES)))
-    start = np.full(len(FACTOR_NAMES), -float(np.nanmedian(shipped)))  # as if all were slower alike
+    names = target.factors
+    shipped = residuals(np.zeros(len(FACTOR_NAMES) - 1))
+    start = np.full(len(names), -float(np.nanmedian(shipped)))  # as if all were slower alike
+    if target.shared:
+        start[-1] = 0.0
     theta, covariance = _least_squares(residuals, noise, start, np.ones(len(known), dtype=np.bool_), STEPS)
     deviation = np.sqrt(np.diag(covariance))
     margin, held_out = 1.96 * deviation, None
@@ -112,9 +126,9 @@ def fit_factors(target: Target, observations: Sequence[Observation]) -> FitResul
         factors=_factors(theta),
         bounds={
             name: (float(np.exp(value - wide)), float(np.exp(value + wide)))
-            for name, value, wide in zip(FACTOR_NAMES, theta, margin, strict=True)
+            for name, value, wide in zip(names, theta, margin, strict=True)
         },
-        determined=frozenset(name for name, sd in zip(FACTOR_NAMES, deviation, strict=True) if sd < PULL / 4),
+        determined=frozenset(name for name, sd in zip(names, deviation, strict=True) if sd < PULL / 4),
         times=len(known),
         shipped_mape=_mape(shipped),
         mape=_mape(residuals(theta)),

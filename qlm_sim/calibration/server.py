@@ -26,6 +26,10 @@ FRESH_TOKENS = 8
 """First tokens of a prompt that no seed gives: another sweep's prompts are not found in a prefix cache."""
 WARM_UP_TOKENS = 2
 """Output tokens of what only warms up."""
+CROWDED = (1, 1)
+"""Prompt and output tokens of a request of a crowd. An iteration of such is as long as one of decoding."""
+CROWDS = (64, 128, 256, 512)
+"""Requests of a crowd."""
 LEAST_TOKENS = 8
 """Fewer tokens tell no time per token: a busy server sends some of them together."""
 
@@ -45,6 +49,9 @@ class SweepPlan:
     mixed: int = 0
     """Requests that come together with all lengths between the shortest and the longest of those: prefills
     among decodes, and what each request costs the server beside its tokens."""
+    crowds: tuple[int, ...] = ()
+    """Requests of a single token that come together, and are answered with one: hardly more than what each
+    request costs the engine beside its tokens."""
     repeats: int = 3
     most_s: float = math.inf
     """Once it has taken so long, no further repeat is begun. One is made, whatever it takes."""
@@ -60,11 +67,14 @@ class SweepPlan:
             outputs = np.linspace(2, self.output_tokens, self.mixed).astype(int)
             apart = np.random.default_rng(0).permutation(self.mixed)
             kinds.append(list(zip(prompts.tolist(), outputs[apart].tolist(), strict=True)))
-        return kinds
+        return kinds + [[CROWDED] * crowd for crowd in self.crowds]
 
 
-def plan_for(max_num_seqs: int, max_model_len: int, most_s: float) -> SweepPlan:
-    """What tells most of an engine with these limits: what fits it at once, and several times as much."""
+def plan_for(max_num_seqs: int, max_model_len: int, most_s: float, *, shared: bool) -> SweepPlan:
+    """What tells most of an engine with these limits: what fits it at once, and several times as much.
+
+    ``shared``: whether its server runs on its own cores, so that requests as such hold it up.
+    """
     whole = SweepPlan()
     batches = {batch for batch in whole.batches if batch < max_num_seqs} | {max_num_seqs, 2 * max_num_seqs}
     return replace(
@@ -73,6 +83,7 @@ def plan_for(max_num_seqs: int, max_model_len: int, most_s: float) -> SweepPlan:
         batches=tuple(sorted(batch for batch in batches if batch <= whole.batches[-1])),
         contexts=tuple(min(prompt, max_model_len // 4) for prompt in whole.contexts),
         mixed=min(4 * max_num_seqs, whole.batches[-1]),
+        crowds=CROWDS if shared else (),
         most_s=most_s,
     )
 
@@ -242,7 +253,7 @@ def sweep(
     if not kinds:
         raise InputError(f"the server takes {facts.max_model_len} tokens a request, too few to measure with")
     in_step = in_step or InStep(1, plan.most_s)
-    rows: list[tuple[float, float, float, int, int, int]] = []
+    rows: list[tuple[float, float, float, float, int, int]] = []
     try:
         for repeat in range(plan.repeats + 1):
             if not in_step.time_left() and repeat > 1:
@@ -254,18 +265,13 @@ def sweep(
                 in_step.time_left()
                 answers = _together(server, facts.served_model, asked)
                 if repeat:
-                    rows += [
-                        (sent, first, last, tokens, prompt, len(kind))
-                        for (sent, first, last, tokens), (prompt, _) in zip(answers, kind, strict=True)
-                    ]
+                    rows += _rows(kind, answers)
                 progress(repeat * len(kinds) + number + 1, (plan.repeats + 1) * len(kinds))
     except BaseException:
         in_step.give_up()
         raise
     rows.sort()
-    sent, first, last, tokens, lengths, together = (np.array(column) for column in zip(*rows, strict=True))
-    # Which of those sent together the engine takes first is chance: only their ends can be compared.
-    alone = np.where(together == 1, 1.0, np.nan)
+    sent, first, last, ended, tokens, lengths = (np.array(column) for column in zip(*rows, strict=True))
     tpot = np.full(len(rows), np.nan)
     np.divide(last - first, tokens - 1, out=tpot, where=tokens >= LEAST_TOKENS)
     return RequestLog(
@@ -273,8 +279,26 @@ def sweep(
         arrival_s=sent - sent[0],
         prompt_tokens=lengths,
         output_tokens=tokens,
-        measured={"ttft_s": first * alone, "tpot_s": tpot * alone, "e2e_s": last},
+        measured={"ttft_s": first, "tpot_s": tpot, "e2e_s": ended},
     )
+
+
+def _rows(
+    kind: list[tuple[int, int]], answers: list[tuple[float, float, float, int]]
+) -> list[tuple[float, float, float, float, int, int]]:
+    """(sent, seconds to the first token, to the last, to the end, tokens generated, prompt tokens).
+
+    Which of those sent together the engine takes first is chance: only their ends can be compared, of a
+    crowd only that of the last.
+    """
+    alone, crowd = len(kind) == 1, kind[0] == CROWDED
+    ends = max(sent + last for sent, _, last, _ in answers)
+    rows = []
+    for (prompt, _), (sent, first, last, tokens) in zip(kind, answers, strict=True):
+        token_s = (first, last) if alone else (math.nan, math.nan)
+        end_s = math.nan if crowd and sent + last < ends else last
+        rows.append((sent, *token_s, end_s, tokens, prompt))
+    return rows
 
 
 def _together(

@@ -94,6 +94,8 @@ class SimEngine:
         self._loading: _Model | None = None
         """What to load next, as soon as the loaded model has run empty."""
         self._swap_s = 0.0
+        self._intake_s = 0.0
+        """What the requests that came since the last iteration began take before the next one."""
         self._busy_s = 0.0
 
     # Orders.
@@ -120,10 +122,12 @@ class SimEngine:
             self._fail(seq, f"{context} tokens leave no room to generate, {scheduler.longest_context} fit")
             return
         may_start = scheduler.add(seq)
+        intake_s = model.profile.intake_s
+        self._intake_s += intake_s
         state = self.state
         if state is ASLEEP:
             self._wake_up()
-        elif may_start and state is RUNNING and self._leap.iterations > 1:
+        elif (may_start or intake_s) and state is RUNNING and self._leap.iterations > 1:
             self._cut(now)
 
     def evict(self, now: float, request_id: str, attempt: int, keep_kv: bool) -> None:
@@ -181,6 +185,9 @@ class SimEngine:
             first_s = decode_s + kv_token_s * kv_tokens + times.prefill_pair_s * scheduler.pairs
             if scheduler.restored_tokens:
                 now += scheduler.restored_tokens * loaded.profile.kv_restore_token_s
+            if self._intake_s:
+                now += self._intake_s
+                self._intake_s = 0.0
             leap = self._leap
             if scheduler.preempting and iterations > 1:
                 second_s = decode_s + kv_token_s * (kv_tokens + seqs)

@@ -100,6 +100,9 @@ class ModelOnInstance:
     """Seconds to load the weights from storage, where host memory does not hold them."""
     kv_restore_token_s: float
     """Seconds to move one token's KV between GPU and host memory, either way."""
+    intake_s: float = 0.0
+    """Seconds for which each request that the engine is given holds it up, beside the steps for its tokens: 0
+    unless its server runs on its own cores."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,4 +43,5 @@ def deploy(
         swap_in_s=swap_in_s(model, gpu, tp),
         load_s=load_s(model, gpu, tp, storage_bytes_per_s),
         kv_restore_token_s=model.kv_bytes_per_token / tp / host_rate(gpu, tp),
+        intake_s=gpu.intake_s.value if gpu.intake_s else 0.0,
     )

@@ -99,6 +99,8 @@ class GpuProfile:
     """Fixed seconds of a model swap from host memory: allocation and first step."""
     links: tuple[Link, ...]
     kernels: tuple[KernelFit, ...]
+    intake_s: Coefficient | None = None
+    """Seconds that each request holds the engine up as it comes; None where its server has other cores."""
 
     def coefficients(self) -> Mapping[str, Coefficient]:
         """Every scalar figure of the profile, by name."""
@@ -176,9 +178,10 @@ _SCALARS = tuple(name for name, kind in GpuProfile.__annotations__.items() if ki
 
 
 def _parse(table: Mapping[str, Any], where: str) -> GpuProfile:
-    _keys(table, {"name", "title", "aliases", "links", "kernels", *_SCALARS}, where)
     scalars = {}
-    for name in _SCALARS:
+    names = [*_SCALARS, "intake_s"] if "intake_s" in table else _SCALARS
+    _keys(table, {"name", "title", "aliases", "links", "kernels", *names}, where)
+    for name in names:
         entry = table[name]
         if not isinstance(entry, dict):
             raise InputError(

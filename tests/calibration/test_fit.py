@@ -13,7 +13,7 @@ from qlm_sim.errors import InputError
 from qlm_sim.models.deployment import deploy
 from qlm_sim.models.engine_config import EngineConfig
 from qlm_sim.models.engines import load_engine
-from qlm_sim.models.hardware import TOKEN_GRID, load_gpu
+from qlm_sim.models.hardware import TOKEN_GRID, Coefficient, load_gpu
 from qlm_sim.models.specs import load_model
 from qlm_sim.models.step_time import step_model
 from qlm_sim.validation.request_log import RequestLog
@@ -34,7 +34,7 @@ def target() -> Target:
     return Target(model, gpu, 1, version, config, placed)
 
 
-def sweep_log(target: Target, factors: Factors, noise: float) -> RequestLog:
+def sweep_log(target: Target, factors: Factors, noise: float, crowds: tuple[int, ...] = ()) -> RequestLog:
     """Prompts alone, then batches of two contexts, as the engine of these factors would answer them."""
     rows = [(float(k), prompt, 2) for k, prompt in enumerate((32, 128, 512, 1024, 2048, 3000) * 2)]
     at = len(rows) + 1.0
@@ -42,6 +42,9 @@ def sweep_log(target: Target, factors: Factors, noise: float) -> RequestLog:
         for context in (64, 768):
             rows += [(at, context, 48)] * batch
             at += 10.0
+    for crowd in crowds:
+        rows += [(at, 1, 1)] * crowd
+        at += 10.0
     arrival, prompt, output = (np.array(column) for column in zip(*rows, strict=True))
     log = RequestLog("sweep", arrival, prompt, output, {})
     times = simulate_log(
@@ -62,6 +65,16 @@ def test_exact_times_give_the_factors_back(target: Target) -> None:
     assert found.factors.iteration == pytest.approx(TRUTH.iteration, rel=0.10)
     assert found.factors.sequence == pytest.approx(TRUTH.sequence, rel=0.10)
     assert found.mape < 0.01 < found.shipped_mape
+
+
+def test_what_a_request_as_such_takes_of_the_engine_is_told_from_its_steps(target: Target) -> None:
+    """By crowds of requests that hardly need any step."""
+    shared, truth = replace(target, shared=True), replace(TRUTH, intake=5.0)
+    log = sweep_log(shared, truth, noise=0.0, crowds=(64, 256))
+    found = fit_factors(shared, [Observation(log)])
+    assert found.factors.intake == pytest.approx(5.0, rel=0.03)
+    assert found.factors.memory == pytest.approx(TRUTH.memory, rel=0.02)
+    assert fit_factors(target, [Observation(log)]).mape > 5 * found.mape
 
 
 def test_noisy_times_give_bounds_that_hold_the_factors(target: Target) -> None:
@@ -98,10 +111,12 @@ def test_the_corner_of_the_roofline_moves_with_what_bounds_it(target: Target) ->
 
 
 def test_the_written_profile_has_the_fitted_step_times(target: Target, tmp_path) -> None:
-    fitted = with_factors(target.gpu, target.model, 1, TRUTH, name="mine", source="measured")
+    slow = replace(TRUTH, intake=2.0)
+    fitted = with_factors(target.gpu, target.model, 1, slow, name="mine", source="measured")
     path = tmp_path / "mine.toml"
     path.write_text(profile_toml(fitted, held_out_mape=0.03, comment="measured"))
     read = load_gpu(path)
+    assert read.intake_s == fitted.intake_s == Coefficient(2e-3, "fitted", "measured")
     ours, theirs = (
         step_model(target.model, gpu, 1, target.version).iteration_s(200, 9, 5000, 3000)
         for gpu in (fitted, read)

@@ -75,6 +75,15 @@ def test_an_order_that_takes_its_time_misses_an_iteration(engine: str) -> None:
     assert later.finishes() == {"r0": 9.25, "r1": 3.25, "r2": 6.25}
 
 
+def test_a_request_holds_its_engine_up_before_the_next_iteration(engine: str) -> None:
+    """Two that come together, then one in mid-iteration, whether it can start or not."""
+    trace = [(0.0, 5, 3), (0.0, 5, 3), (1.0, 5, 1)]
+    for seats, last in ((3, 3.0), (2, 5.0)):
+        spec = instance(models={"m": model(intake_s=0.25, max_num_seqs=seats)})
+        log, _ = run(trace, spec, engine=engine)
+        assert log.finishes() == {"r0": 3.75, "r1": 3.75, "r2": last - 0.25}
+
+
 def test_resumed_without_kv_it_is_computed_anew_and_goes_on_where_it_was(engine: str) -> None:
     timetable = {5.5: [Evict("r0", 1, "i0", False)], 8.5: [Pull("r0", 2, "i0")]}
     log = told([(0.0, 10, 20)], timetable, engine=engine)

@@ -47,6 +47,7 @@ def worlds(draw: st.DrawFn, *steps: Step) -> World:
                     max_num_seqs=draw(st.integers(1, 8)),
                     max_num_batched_tokens=draw(st.integers(8, 64)),
                     kv_restore_token_s=draw(st.sampled_from([0.0, 2**-12])),
+                    intake_s=draw(st.sampled_from([0.0, 2**-7])),
                     swap_in_s=0.25,
                     load_s=1.0,
                 )

@@ -94,9 +94,9 @@ def test_profiles_of_two_engines_are_measured_in_step_with_their_swaps(tmp_path,
     engine = CONFIG[CONFIG.index("[[engine]]") :].replace("seqs = 4", "seqs = 2") + "max_model_len = 256\n"
     config = CONFIG[: CONFIG.index("[[engine]]")] + engine + engine.replace("e0", "e1")
     (tmp_path / "two.toml").write_text(config)
-    assert main(["profile", "--config", "two.toml", "--seconds", "1", "--quiet"]) == 0
+    assert main(["profile", "--config", "two.toml", "--seconds", "1", "--shared-cores", "--quiet"]) == 0
     said = capsys.readouterr().out
-    assert said.count("fitted") == said.count("swaps: ") == 2
+    assert said.count("fitted") == said.count("swaps: ") == said.count("requests: each holds") == 2
     h100 = load_gpu("h100")
     for name in ("e0", "e1"):
         gpu = load_gpu(tmp_path / f"{name}.toml")
@@ -104,6 +104,7 @@ def test_profiles_of_two_engines_are_measured_in_step_with_their_swaps(tmp_path,
         found, truth = (step_model(model, each, 1, load_engine("vllm-0.11")) for each in (gpu, h100))
         # Fakes take the profile's times and a busy machine's delays.
         assert found.iteration_s(2, 2, 200, 0) == pytest.approx(truth.iteration_s(2, 2, 200, 0), rel=0.4)
+        assert gpu.intake_s is not None
         # Swapping there is putting to sleep as well, for which the fake takes a tenth.
         assert gpu.wake_s.kind == "measured"
         assert gpu.wake_s.value == pytest.approx(h100.wake_s.value + 0.1 * swap_in_s(model, h100, 1), rel=0.5)
