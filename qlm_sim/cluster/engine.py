@@ -287,7 +287,7 @@ class SimEngine:
             leap = self._leap
             done = leap.done(now)
             under_way = leap.end(done) < now
-            if leap.lead:
+            if leap.lead and now > leap.began_at:
                 busy_s += min(now, leap.start) - leap.began_at
             if now > leap.start:
                 busy_s += now - leap.start

@@ -147,6 +147,20 @@ def test_report_at_the_end_of_an_iteration_counts_it_as_done(engine: str) -> Non
     ]
 
 
+@pytest.mark.parametrize("engine", ["leap", "stepping"])
+def test_report_while_a_request_comes_in_counts_only_what_ran(engine: str) -> None:
+    """The first two fill the KV cache at 3.5 s; the third, of 3.25 s, holds back the iteration that preempts."""
+    log, _ = run(
+        [(0.0, 8, 9), (0.0, 8, 9), (3.25, 8, 9)],
+        instance(kv_capacity_tokens=20, intake_s=0.25),
+        EngineConfig(block_size=1),
+        engine=engine,
+        report_interval_s=3.625,
+    )
+    at, report = log.reports()[0]
+    assert (at, report.running, report.busy_s, report.preemptions) == (3.625, 1, 3.0, 1)
+
+
 def test_progress_ends_with_all_requests_done() -> None:
     calls: list[tuple[int, int]] = []
     run([(0.0, 5, 4), (9.0, 5, 4)], instance(), progress=lambda done, of: calls.append((done, of)))
