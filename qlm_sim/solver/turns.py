@@ -19,8 +19,8 @@ AT_STAKE = 0.005
 DEARER = 0.01
 """Share of its cost, waiting included, that turns may add to a plan."""
 
-MOST_PRICED = 10_000
-"""Groups that are priced anew to put a plan in turn over instances, a sixth of what the search may follow."""
+MOST_PRICED = 5_000
+"""Groups that are priced anew to put a plan in turn over instances, a twelfth of what the search may follow."""
 
 
 def in_turn(problem: PlanProblem, planned: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
@@ -79,11 +79,15 @@ class _Limits:
 
 
 def _turn_visits(queue: Queue, known: Sequence[WaitingGroup], limits: _Limits) -> None:
-    alike = [{group.id for group in known if group.decided is decided} for decided in (False, True)]
-    kinds = {group.id: (group.slo_class, group.decided) for group in known}
-    alike += [{g for g in kinds if kinds[g] == kind} for kind in dict.fromkeys(kinds.values())]
-    for ids in alike:
-        limits.put({queue.index: _sorted(queue.tasks, ids)}, [queue])
+    for decided in (False, True):
+        classes: dict[str, set[int]] = {}
+        for group in known:
+            if group.decided is decided:
+                classes.setdefault(group.slo_class, set()).add(group.id)
+        everyone = set().union(*classes.values())
+        if not limits.put({queue.index: _sorted(queue.tasks, everyone)}, [queue]):
+            for ids in classes.values():
+                limits.put({queue.index: _sorted(queue.tasks, ids)}, [queue])
 
 
 def _turn_over_instances(
