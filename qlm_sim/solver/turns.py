@@ -20,7 +20,7 @@ DEARER = 0.01
 """Share of its cost, waiting included, that turns may add to a plan."""
 
 MOST_PRICED = 5_000
-"""Groups that are priced anew to put a plan in turn over instances, a twelfth of what the search may follow."""
+"""Groups that are priced anew to put a plan in turn over instances: a twelfth of what a search may."""
 
 
 def in_turn(problem: PlanProblem, planned: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

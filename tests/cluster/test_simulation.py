@@ -149,7 +149,7 @@ def test_report_at_the_end_of_an_iteration_counts_it_as_done(engine: str) -> Non
 
 @pytest.mark.parametrize("engine", ["leap", "stepping"])
 def test_report_while_a_request_comes_in_counts_only_what_ran(engine: str) -> None:
-    """The first two fill the KV cache at 3.5 s; the third, of 3.25 s, holds back the iteration that preempts."""
+    """At 3.5 s the first two have filled the KV cache; the third holds up the iteration that preempts."""
     log, _ = run(
         [(0.0, 8, 9), (0.0, 8, 9), (3.25, 8, 9)],
         instance(kv_capacity_tokens=20, intake_s=0.25),
