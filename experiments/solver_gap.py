@@ -146,14 +146,14 @@ def _report(rows: Sequence[Row]) -> str:
         edf = [row.gap(row.edf) for row in some]
         worse = sum(row.search > row.edf * (1 + 1e-9) for row in some)
         lines.append(
-            f"| {name or 'all'} | {len(some)} | {100 * np.mean(gaps):.4f} | {100 * max(gaps):.3f} | "
+            f"| {name or 'all'} | {len(some)} | {100 * np.mean(gaps):z.4f} | {100 * max(gaps):.3f} | "
             f"{sum(gap < 1e-6 for gap in gaps)} | {worse} | {100 * np.mean(edf):.1f} |"
         )
     lines += ["", "By size:", "", "| groups | problems | mean gap, % | worst gap, % |", "|---|---|---|---|"]
     for groups in range(2, MOST_GROUPS + 1):
         gaps = [row.gap(row.search) for row in rows if row.groups == groups]
         if gaps:
-            lines.append(f"| {groups} | {len(gaps)} | {100 * np.mean(gaps):.4f} | {100 * max(gaps):.3f} |")
+            lines.append(f"| {groups} | {len(gaps)} | {100 * np.mean(gaps):z.4f} | {100 * max(gaps):.3f} |")
     lines += ["", *_in_force_lines(rows), "", *_milp_lines(rows)]
     return "\n".join(lines) + "\n"
 
