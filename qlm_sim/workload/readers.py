@@ -177,8 +177,10 @@ def recognise(path: str) -> str:
         if {table.prompt, table.output} <= keys:
             return name
     found = ", ".join(sorted(keys)) or "none"
-    known = "; ".join(f"{name} ({marks})" for name, marks in FORMATS.items())
-    raise InputError(f"{path}: format not recognised by its {kind} ({shorten(found)}); known are: {known}")
+    raise InputError(
+        f"{path}: format not recognised by its {kind} ({shorten(found)}); known are {', '.join(FORMATS)}: a "
+        "CSV with prompt_tokens and output_tokens will do, and --format NAME tells what another needs"
+    )
 
 
 def _keys(start: bytes) -> set[str]:
