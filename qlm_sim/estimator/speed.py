@@ -249,10 +249,12 @@ class EngineClock:
             return None
         self._advance(now)
         self.iterated_at = now
-        own = entry.tokens - entry.began if output_tokens is None else output_tokens - entry.began
+        taken = entry.tokens
+        own = (taken if output_tokens is None else output_tokens) - entry.began
         del decoding[item.request.id]
         if decoding:
-            self._generated = max(0.0, self._generated - own)
+            # What it was taken to have, so that an error does not stay with the others.
+            self._generated = max(0.0, self._generated - (taken - entry.began))
             self._steps_sum -= entry.steps
         else:
             self._generated = self._steps_sum = 0.0
