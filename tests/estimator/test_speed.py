@@ -93,6 +93,19 @@ def test_a_report_puts_the_tokens_right(make_engine):
     assert engine.estimator.generated_tokens(engine.ledger, engine.now) == pytest.approx(engine.generated)
 
 
+def test_errors_of_the_count_do_not_gather_while_no_report_tells_of_it(make_engine):
+    """An engine that goes slower and faster than expected, one request after the other, never empty."""
+    engine = make_engine(slowness=2.0)
+    for i in range(100):
+        engine.start(str(i))
+        engine.decode(30)
+        if i >= 4:
+            engine.finish(str(i - 4))
+    entries = engine.estimator.clock(engine.ledger).decoding
+    for name, (_, tokens) in engine.items.items():
+        assert entries[name].tokens == pytest.approx(tokens, rel=0.3), name
+
+
 def test_preempted_requests_neither_generate_nor_make_the_engine_look_slow(make_engine):
     engine = make_engine()
     for name in "ab":
