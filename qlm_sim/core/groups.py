@@ -30,14 +30,7 @@ class GroupKey(NamedTuple):
 
 def prompt_band(prompt_tokens: int) -> int:
     """0 for prompts below 4096 tokens, then one band per factor of four."""
-    if prompt_tokens < 4096:
-        return 0
-    band = 0
-    limit = 4096
-    while prompt_tokens >= limit:
-        band += 1
-        limit *= 4
-    return band
+    return ((prompt_tokens >> 12).bit_length() + 1) // 2
 
 
 class RequestGroup:
@@ -91,10 +84,11 @@ class GroupTable:
         new = group is None
         if group is None:
             group = self._open[key] = self._new(key, limit)
-        group.items.append(item)
-        group.context_tokens += item.context_tokens
+        items = group.items
+        items.append(item)
+        group.context_tokens += item.request.prompt_tokens + item.output_tokens
         item.group = group
-        if len(group.items) >= group.limit:
+        if len(items) >= group.limit:
             del self._open[key]
         return group, new
 
@@ -111,7 +105,7 @@ class GroupTable:
             items.popleft()
         else:
             items.remove(item)
-        group.context_tokens -= item.context_tokens
+        group.context_tokens -= item.request.prompt_tokens + item.output_tokens
         item.group = None
         if not items:
             self._drop(group)

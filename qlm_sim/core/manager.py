@@ -92,11 +92,11 @@ class QueueManager:
             ledgers = self.ledgers
             reconcile = self._agent.reconcile
             for instance in touched:
+                if policy.at_rest:
+                    break
                 ledger = ledgers.get(instance)
                 if ledger is not None:
                     reconcile(ledger, now, actions)
-                    if policy.at_rest:
-                        break
             touched.clear()
         wake_at = policy.wake_at
         if wake_at <= now:

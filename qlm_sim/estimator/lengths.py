@@ -246,12 +246,11 @@ class OutputLengths:
         self.ended_requests = 0
         """How many times ``ended`` was told: what was asked before may be out of date by so many."""
 
-    def began(self, request_id: str, kind: LengthKind, generating: Generating) -> None:
-        """A request decodes from now on."""
+    def began(self, request_id: str, kind: LengthKind, generating: Generating, tokens: float = 1.0) -> None:
+        """A request decodes from now on, with so many tokens generated."""
         seen = self._of_kind.get(kind) or self._new(kind)
         seen.running[request_id] = generating
         seen.events += 1
-        tokens = generating.tokens
         if tokens > 1:
             seen.leaves[_bin(tokens)] -= 1.0
 
@@ -260,7 +259,7 @@ class OutputLengths:
         self.ended_requests += 1
         seen = self._of_kind[kind]
         del seen.running[request_id]
-        at = _bin(tokens)
+        at = bisect_left(EDGES, tokens, 1, _LAST) - 1
         seen.leaves[at] += 1.0
         if finished:
             seen.events += 1

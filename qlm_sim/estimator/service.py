@@ -128,7 +128,7 @@ class ServiceEstimator:
             learnt = self._learnt[request.model]
             waited_since = inf if self.arrivals is None else self.arrivals.waited_since(request.model)
             entry = clock.began(ledger, item, now, learnt.speed, waited_since)
-            self.lengths.began(request.id, entry.kind, entry)
+            self.lengths.began(request.id, entry.kind, entry, entry.began)
             tokens = item.pulled_context
             learnt.count += 1
             learnt.total += tokens

@@ -208,7 +208,7 @@ class EngineClock:
             self._turn_to(model, profile, now, start)
         tokens = item.pulled_context
         beside = len(self.decoding)
-        if restores(profile, item):
+        if item.output_tokens and restores(profile, item):
             seconds = tokens * profile.kv_restore_token_s
             self._advance(now, seconds, seconds)
         else:

@@ -6,7 +6,7 @@ it goes on: lateness is soft, a request whose deadline has passed steps behind t
 be met, and a model is left only when a deadline forces it or when the GPU is better used elsewhere.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from qlm_sim.core.actions import Replan
@@ -37,6 +37,8 @@ class QlmPolicy:
     evicts_to_swap = True
     overtaking = Overtaking.BY_DEADLINE
     at_rest = False
+    discard: Callable[[Tracked], None]
+    changed: Callable[[InstanceLedger], None]
 
     def __init__(
         self,
@@ -67,6 +69,8 @@ class QlmPolicy:
         self._question_snapshot = SnapshotTaker(ledgers, asked, self._weights)
         """For questions, so that they leave no trace in what decisions see."""
         self._queues = VirtualQueues(ledgers, self._snapshot, self._delta)
+        self.discard = self._queues.leave
+        self.changed = self._queues.idle.changed
         self._visits = Visits(self._snapshot, ledgers)
         self._leave_at = self._visits.leave_at
         self._hungry: dict[str, dict[str, None]] = {}
@@ -137,13 +141,7 @@ class QlmPolicy:
             del hungry[name]
         return None
 
-    def discard(self, item: Tracked) -> None:
-        self._queues.leave(item)
-
     # What an instance does next
-
-    def changed(self, ledger: InstanceLedger) -> None:
-        self._queues.idle.changed(ledger)
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
         queues = self._queues

@@ -86,7 +86,7 @@ class VirtualQueues:
         if not group.items:
             self.of[group.instance].remove(group)
             self.idle.changed(self._ledgers[group.instance])
-        elif group.first_deadline < item.deadline:
+        elif group.items[0].deadline < item.deadline:
             # What was evicted before its first token came back behind younger ones.
             self._index(group)
 
@@ -136,11 +136,11 @@ class VirtualQueues:
             groups: list[RequestGroup] = []
             last = None
             for group in queue:
-                key = group.key
+                key, size = group.key, len(group.items)
                 limit = limits.get(key) or self._limit(key)
                 if (
                     last is not None
-                    and len(last.items) + len(group.items) <= limit
+                    and len(last.items) + size <= limit
                     and last.key == key
                     and last.last_deadline <= group.first_deadline
                 ):
@@ -246,12 +246,12 @@ class VirtualQueues:
         Returns the instances whose queue is another than before.
         """
         awaited = self._awaited()
-        before = dict(self.of)
+        groups, before = self.groups, dict(self.of)
         planned: set[int] = set()
         for name, ledger in self._ledgers.items():
             kept = []
             for group_id in plan.queues.get(name, ()):
-                group = self.groups.get(group_id)
+                group = groups.get(group_id)
                 if group is None:
                     continue
                 if group_id in awaited and group.instance != name and group.key.model != ledger.model:
@@ -261,7 +261,7 @@ class VirtualQueues:
                 planned.add(group_id)
             self.of[name] = kept
             self.idle.changed(ledger)
-        for group in self.groups.values():
+        for group in groups.values():
             if group.id in planned:
                 continue
             if group.id in awaited:

@@ -49,7 +49,6 @@ class VllmPolicy:
     holds_back = False
     evicts_to_swap = False
     overtaking = Overtaking.NONE
-    at_rest = False
     wake_at = float("inf")
 
     def __init__(self, estimator: ServiceEstimator) -> None:
@@ -60,6 +59,7 @@ class VllmPolicy:
         self._queues: dict[str, deque[Tracked]] = {name: deque() for name in ledgers}
         self._queued_s = dict.fromkeys(ledgers, 0.0)
         """Engine seconds that each queue stands for: service and the swaps between its models."""
+        self.at_rest = True
         self._charges: dict[str, float] = {}
         """What each waiting request added to its queue's seconds."""
         self._routes: dict[str, _Route] = {}
@@ -85,6 +85,7 @@ class VllmPolicy:
         chosen, charge_s = self._route(item.request.model)
         item.instance = chosen
         self._charges[item.request.id] = charge_s
+        self.at_rest = False
         self._queues[chosen].append(item)
         self._queued_s[chosen] += charge_s
         self._stale[chosen] = self._ledgers[chosen]
@@ -120,6 +121,7 @@ class VllmPolicy:
         else:
             queue.remove(item)
         charge_s = self._charges.pop(item.request.id)
+        self.at_rest = not self._charges
         self._queued_s[name] = self._queued_s[name] - charge_s if queue else 0.0
         self._stale[name] = self._ledgers[name]
 

@@ -35,15 +35,16 @@ def in_turn(problem: PlanProblem, planned: Mapping[str, Sequence[int]]) -> dict[
         for instance in problem.instances
     }
     over_instances = len(problem.instances) > 1 and len({group.model for group in problem.groups}) > 1
+    out_of_turn = {name for name, queue in known.items() if not _is_in_turn(queue)}
     queues = []
     for index, instance in enumerate(problem.instances):
-        if over_instances or not _is_in_turn(known[instance.id]):
+        if over_instances or instance.id in out_of_turn:
             queue = Queue(instance, index)
             queue.replace([task(group, instance.kind) for group in known[instance.id]])
             queues.append(queue)
     limits = _Limits(queues)
     for queue in queues:
-        if not _is_in_turn(known[queue.instance.id]):
+        if queue.instance.id in out_of_turn:
             _turn_visits(queue, known[queue.instance.id], limits)
     if over_instances:
         _turn_over_instances(queues, groups, limits)
@@ -85,9 +86,15 @@ def _turn_visits(queue: Queue, known: Sequence[WaitingGroup], limits: _Limits) -
             if group.decided is decided:
                 classes.setdefault(group.slo_class, set()).add(group.id)
         everyone = set().union(*classes.values())
-        if not limits.put({queue.index: _sorted(queue.tasks, everyone)}, [queue]):
+        if not _turn(queue, everyone, limits) and len(classes) > 1:
             for ids in classes.values():
-                limits.put({queue.index: _sorted(queue.tasks, ids)}, [queue])
+                _turn(queue, ids, limits)
+
+
+def _turn(queue: Queue, ids: set[int], limits: _Limits) -> bool:
+    """Put those of ``ids`` in turn, if that costs no more than it may."""
+    tasks = _sorted(queue.tasks, ids)
+    return tasks == queue.tasks or limits.put({queue.index: tasks}, [queue])
 
 
 def _turn_over_instances(

@@ -85,7 +85,7 @@ def test_a_resumed_request_is_at_risk_from_where_it_goes_on():
         finish(whole, KIND, 400)
         resumed.began("r", KIND, Running())
         resumed.ended("r", KIND, 200, finished=False)
-        resumed.began("r", KIND, Running(tokens=200.0))
+        resumed.began("r", KIND, Running(), 200.0)
         resumed.ended("r", KIND, 400, finished=True)
     assert resumed.of_model("a").mean == pytest.approx(whole.of_model("a").mean, rel=0.02)
 
