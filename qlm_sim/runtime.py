@@ -121,10 +121,12 @@ class Runtime:
         Returns ``wake_at``.
         """
         inbox, solver, core = self.inbox, self.solver, self.core
-        events = inbox[:]
+        events = inbox.copy()
         inbox.clear()
-        if solver.ready_at <= now:
+        ready_at = solver.ready_at
+        if ready_at <= now:
             events.append(PlanReady(solver.collect()))
+            ready_at = solver.ready_at
         if len(events) > 1:
             events.sort(key=settle_order)
         actions = core.handle(now, events)
@@ -132,7 +134,8 @@ class Runtime:
         for action in actions:
             if type(action) is Replan:
                 solver.submit(now, action.problem)
+                ready_at = solver.ready_at
             else:
                 self.engines.execute(action)  # type: ignore[arg-type]
-        wake_at, ready_at = core.wake_at, solver.ready_at
+        wake_at = core.wake_at
         return wake_at if wake_at < ready_at else ready_at

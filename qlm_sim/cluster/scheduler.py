@@ -166,7 +166,7 @@ class Scheduler:
         if cache is not None:
             cache.write_until(decodes.steps)
             cache.fit(self._free())
-        if decodes.finishes and decodes.finishes[0][0] <= decodes.steps:
+        if (finishes := decodes.finishes) and finishes[0][0] <= decodes.steps:
             finished = decodes.finished()
             if cache is not None:
                 finished.sort(key=order_of_admission)

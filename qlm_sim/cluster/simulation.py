@@ -167,14 +167,14 @@ class Cluster:
                     self._set_timer(now, wake_at)
                 if not inbox:
                     break
-            if self._next is None and not self.store:
+            if self._next is None and (not self.store or self._idle_timers >= MOST_IDLE_TIMERS):
                 return False
         due = self._due
         if due:
             for engine in due:
                 engine.begin(now)
             due.clear()
-        return self._idle_timers < MOST_IDLE_TIMERS
+        return True
 
     # Arrivals.
 

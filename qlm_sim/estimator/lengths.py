@@ -11,7 +11,7 @@ as long as it has seen little.
 from array import array
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -57,9 +57,12 @@ class LengthKind(NamedTuple):
     """A power of two that ``max_tokens`` does not exceed; 0 where max_tokens is above LONGEST_CAP."""
 
 
+_kind = cache(LengthKind)
+
+
 def kind_of(request: Request) -> LengthKind:
     most = request.max_tokens
-    return LengthKind(
+    return _kind(
         request.model,
         request.slo_class,
         request.prompt_tokens.bit_length(),
@@ -119,9 +122,8 @@ class LengthDistribution:
 
     @cached_property
     def statistics(self) -> LengthStatistics:
-        mean, second, _, _ = self.moments
-        count = self.observations
-        return LengthStatistics(count, mean * count, second * count)
+        share, x, count = -np.diff(self.reaching), self.middle, self.observations
+        return LengthStatistics(count, float(share @ x) * count, float(share @ (x**2 + _VARIANCES)) * count)
 
 
 def _exponential(mean_tokens: float) -> Floats:
@@ -254,7 +256,7 @@ class OutputLengths:
         if tokens > 1:
             seen.leaves[_bin(tokens)] -= 1.0
 
-    def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:
+    def ended(self, request_id: str, kind: LengthKind, tokens: float, finished: bool) -> None:
         """It stopped after so many tokens; not ``finished``: it would have generated more."""
         self.ended_requests += 1
         seen = self._of_kind[kind]

@@ -112,8 +112,9 @@ class RunRecorder:
 
     def record(self, now: float, events: Sequence[Event], actions: Sequence[Action]) -> None:
         """Take one settle. Neither sequence may be changed afterwards."""
-        self._pending.append((now, events, actions))
-        if len(self._pending) >= _BATCH_SETTLES:
+        pending = self._pending
+        pending.append((now, events, actions))
+        if len(pending) >= _BATCH_SETTLES:
             self._read()
 
     def requests(self) -> RequestColumns:
@@ -246,9 +247,10 @@ class RunRecorder:
                     rows += 1
                     slo_class = classes[request.slo_class]
                     class_of.append(slo_class)
-                    if slo_class + 1 == len(counts):
+                    slo_class += 1
+                    if slo_class == len(counts):
                         counts.append(0)
-                    counts[slo_class + 1] += 1
+                    counts[slo_class] += 1
                     arrived.append(request)
                 elif type(event) is Progress:
                     row = row_of_get(event.request_id, -1)

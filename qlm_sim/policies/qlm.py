@@ -75,7 +75,7 @@ class QlmPolicy:
         self._leave_at = self._visits.leave_at
         self._hungry: dict[str, dict[str, None]] = {}
         """By loaded model: instances that were left with nothing to serve."""
-        self._replan_at = -_NEVER
+        self._replan_at = -_NEVER if self._balancing else _NEVER
         """Not before; and not while nothing waits."""
         self._one_model = len(by_model(ledgers)) == 1
         """No instance ever leaves its model, so that nothing waits for one that has left it."""
@@ -83,7 +83,7 @@ class QlmPolicy:
     @property
     def wake_at(self) -> float:
         leave_at = self._leave_at.next_at
-        if self._queues.groups and self._balancing and self._replan_at < leave_at:
+        if self._replan_at < leave_at and self._queues.groups:
             return self._replan_at
         return leave_at
 
@@ -106,7 +106,7 @@ class QlmPolicy:
         return Standing((name,), count_ahead(self.order(self._ledgers[name], now), item))
 
     def standing_of_new(self, request: Request, now: float) -> Standing:
-        key = self._queues.key(request, served=False)
+        key = self._queues.key(request, False)
         group = self._queues.open_group(key)
         if group is not None:
             return self.standing(group.items[-1], now).behind()
@@ -149,14 +149,12 @@ class QlmPolicy:
             queues.review(now)
         queue = queues.of[ledger.id]
         model = ledger.model
-        resident = None
-        for group in queue:
-            if group.key.model == model:
-                resident = group
-                break
-        if queue and queue[0] is not resident:
+        first = resident = queue[0] if queue else None
+        if first is not None and first.key.model != model:
+            resident = next((group for group in queue if group.key.model == model), None)
+        if first is not resident and first is not None:
             if self._visits.should_end(ledger, queue, resident, now):
-                return queue[0].head
+                return first.head
         elif self._leave_at.next_at < _NEVER:
             self._leave_at.set(ledger.id, _NEVER)
         if self._balancing and model is not None:
@@ -240,7 +238,7 @@ class QlmPolicy:
     # The global plan
 
     def replan(self, now: float) -> Replan | None:
-        if now < self._replan_at or not self._balancing or not self._queues.groups:
+        if now < self._replan_at or not self._queues.groups:
             return None
         self._queues.regroup()
         self._replan_at = now + self._replan_interval_s

@@ -5,6 +5,7 @@ nothing about what an instance does with its queue.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from heapq import heappop, heappush, nsmallest
 from itertools import count
 
@@ -21,6 +22,7 @@ from qlm_sim.solver.search import insertion
 from qlm_sim.solver.turns import behind_its_like
 
 _NEVER = float("inf")
+_key = cache(GroupKey)
 MOST_SEEN = 128
 """Between two plans a new group is tried on instances that have about so many groups together ..."""
 MOST_TRIED = 6
@@ -39,6 +41,7 @@ class VirtualQueues:
         """``delta``: most requests of a group, as a share of the average batch."""
         self._ledgers = ledgers
         self._snapshot = snapshot
+        self._band = snapshot.estimator.band
         self._delta = delta
         self._table = GroupTable()
         self.groups: Mapping[int, RequestGroup] = self._table.groups
@@ -62,13 +65,12 @@ class VirtualQueues:
 
     # Coming and going
 
-    def key(self, request: Request, *, served: bool) -> GroupKey:
-        band = self._snapshot.estimator.band(request)
-        return GroupKey(request.model, request.slo_class, band, served)
+    def key(self, request: Request, served: bool) -> GroupKey:
+        return _key(request.model, request.slo_class, self._band(request), served)
 
     def join(self, item: Tracked, now: float) -> RequestGroup:
         """``item`` waits from now on. A group of it alone is new, and has been placed."""
-        return self._join(item, self.key(item.request, served=item.served), now)
+        return self._join(item, self.key(item.request, item.served), now)
 
     def _join(self, item: Tracked, key: GroupKey, now: float) -> RequestGroup:
         group, new = self._table.join(item, key, self._limits.get(key) or self._limit(key))

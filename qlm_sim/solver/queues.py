@@ -3,6 +3,7 @@ where it happens and not from the start.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from qlm_sim.core.plan import InstanceState
@@ -85,7 +86,8 @@ class Queue:
 
 def visit_starts(tasks: Sequence[Task]) -> list[int]:
     """Positions at which the model changes; a visit is what is served between two swaps."""
-    return [p for p in range(len(tasks)) if p == 0 or tasks[p].model != tasks[p - 1].model]
+    models = [task.model for task in tasks]
+    return [p for p, model in enumerate(models) if p == 0 or model != models[p - 1]]
 
 
 def insertion_points(tasks: Sequence[Task], task: Task) -> list[int]:
@@ -97,16 +99,15 @@ def insertion_points(tasks: Sequence[Task], task: Task) -> list[int]:
     if not tasks:
         return [0]
     model, first_s = task.model, task.first_deadline_s
-    points: dict[int, None] = {}
+    count = len(tasks)
+    points: list[int] = []
     starts = visit_starts(tasks)
-    for index, start in enumerate(starts):
+    for start, end in pairwise((*starts, count)):
         if tasks[start].model == model:
-            end = starts[index + 1] if index + 1 < len(starts) else len(tasks)
             at = start
             while at < end and tasks[at].first_deadline_s <= first_s:
                 at += 1
-            points[at] = None
-            points[end] = None
-    points[len(tasks)] = None
-    points.update(dict.fromkeys(starts if len(tasks) > EVERY_POSITION else range(len(tasks))))
-    return list(points)
+            points += at, end
+    points.append(count)
+    points += starts if count > EVERY_POSITION else range(count)
+    return list(dict.fromkeys(points))
