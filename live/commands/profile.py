@@ -6,6 +6,7 @@ Through a service for each: what hands out work and takes in tokens may share th
 import argparse
 import asyncio
 import math
+import os
 import random
 import sys
 import time
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING
 from qlm_sim.cli.parser import Commands
 from qlm_sim.cli.progress import Update, progress, say
 from qlm_sim.errors import InputError
+from qlm_sim.processes import Report, run_jobs
 
 if TYPE_CHECKING:
     from live.config import EngineConfig, LiveConfig
     from live.engines.instance import Instance
     from live.service import Service
-    from qlm_sim.calibration.fit import FitResult
     from qlm_sim.models.specs import ModelSpec
     from qlm_sim.validation.request_log import RequestLog
 
@@ -84,9 +85,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out: {out} is not a directory")
     with progress(args.quiet) as update:
         measured = asyncio.run(_measure(config, engines, args.seed, args.seconds, args.shared_cores, update))
-    for engine, each in zip(engines, measured, strict=True):
-        say(f"fitting {engine.id}", args.quiet)
-        _fit(config, engine, each, args.shared_cores, out / f"{engine.id}.toml")
+    say(f"fitting {', '.join(each.id for each in engines)}", args.quiet)
+    fits = [
+        _Fit(config, engine, each, args.shared_cores, out / f"{engine.id}.toml")
+        for engine, each in zip(engines, measured, strict=True)
+    ]
+    sys.stdout.writelines(run_jobs(fits, os.cpu_count() or 1, lambda *_: None))
     return 0
 
 
@@ -252,54 +256,65 @@ def _model_spec(config: "LiveConfig", name: str) -> "ModelSpec":
     return replace(load_model(model.config or model.name), name=name)
 
 
-def _fit(config: "LiveConfig", engine: "EngineConfig", measured: _Measured, shared: bool, path: Path) -> None:
-    """Fit the engine's profile to its log, and write it."""
-    from live.build import DEFAULT_GPU, promise
-    from qlm_sim.calibration.factors import with_factors, with_swaps
-    from qlm_sim.calibration.fit import Target, fit_factors
-    from qlm_sim.calibration.observations import Observation
-    from qlm_sim.calibration.profile_file import profile_toml
-    from qlm_sim.models.engine_config import EngineConfig as Limits
-    from qlm_sim.models.engines import DEFAULT_ENGINE, load_engine
-    from qlm_sim.models.hardware import load_gpu
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Fits an engine's profile to its log, and writes it to ``path``: a job."""
 
-    log, version = measured.log, measured.version
-    name = engine.resident or engine.models[0]
-    gpu, model = load_gpu(engine.gpu or DEFAULT_GPU), _model_spec(config, name)
-    running = DEFAULT_ENGINE if version is None else "vllm-" + ".".join(version.split("+")[0].split(".")[:2])
-    limits = Limits(
-        max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        block_size=engine.block_size,
-    )
-    placed = promise(engine, next(each for each in config.model if each.name == name))
-    target = Target(model, gpu, engine.tp, load_engine(running), limits, placed, shared)
-    result = fit_factors(target, [Observation(log)])
-    source = (
-        f"{gpu.name} scaled to {len(log):,} requests to engine {engine.id} ({name}, {running}) "
-        "by qlm-live profile"
-    )
-    fitted = with_factors(gpu, model, engine.tp, result.factors, name=path.stem, source=source)
-    if measured.later_s is not None:
-        fitted = with_swaps(fitted, measured.later_s, source)
-    path.write_text(
-        profile_toml(fitted, held_out_mape=result.held_out_mape, comment=source), encoding="utf-8"
-    )
-    _print(engine.id, name, running, result, path)
-    if fitted.intake_s is not None:
-        low, high = result.bounds["intake"]
-        print(
-            f"requests: each holds the engine up for {1e3 * fitted.intake_s.value:.1f} ms "
-            f"(95 %: {low:.1f} to {high:.1f})"
+    config: "LiveConfig"
+    engine: "EngineConfig"
+    measured: _Measured
+    shared: bool
+    path: Path
+
+    def __call__(self, report: Report) -> str:
+        """What came of it, for people."""
+        from live.build import DEFAULT_GPU, promise
+        from qlm_sim.calibration.factors import with_factors, with_swaps
+        from qlm_sim.calibration.fit import Target, fit_factors
+        from qlm_sim.calibration.observations import Observation
+        from qlm_sim.calibration.profile_file import profile_toml
+        from qlm_sim.models.engine_config import EngineConfig as Limits
+        from qlm_sim.models.engines import DEFAULT_ENGINE, load_engine
+        from qlm_sim.models.hardware import load_gpu
+
+        engine, config = self.engine, self.config
+        log, version, later_s = self.measured.log, self.measured.version, self.measured.later_s
+        name = engine.resident or engine.models[0]
+        gpu, model = load_gpu(engine.gpu or DEFAULT_GPU), _model_spec(config, name)
+        running = DEFAULT_ENGINE
+        if version is not None:
+            running = "vllm-" + ".".join(version.split("+")[0].split(".")[:2])
+        limits = Limits(
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            block_size=engine.block_size,
         )
-    if measured.later_s is not None:
-        print(f"swaps: {measured.later_s:+.2f} s a swap, as to what was promised; now in the profile")
-
-
-def _print(engine: str, model: str, version: str, result: "FitResult", path: Path) -> None:
-    held_out = "" if result.held_out_mape is None else f", {result.held_out_mape:.1%} on held-out requests"
-    sys.stdout.write(
-        f"{engine}: {model} under {version}, {result.times:,} times: mean error {result.shipped_mape:.1%} "
-        f"as shipped, {result.mape:.1%} fitted{held_out}\n"
-        f"profile: {path}, for the engine's key gpu\n"
-    )
+        placed = promise(engine, next(each for each in config.model if each.name == name))
+        target = Target(model, gpu, engine.tp, load_engine(running), limits, placed, self.shared)
+        result = fit_factors(target, [Observation(log)])
+        source = (
+            f"{gpu.name} scaled to {len(log):,} requests to engine {engine.id} ({name}, {running}) "
+            "by qlm-live profile"
+        )
+        fitted = with_factors(gpu, model, engine.tp, result.factors, name=self.path.stem, source=source)
+        if later_s is not None:
+            fitted = with_swaps(fitted, later_s, source)
+        text = profile_toml(fitted, held_out_mape=result.held_out_mape, comment=source)
+        self.path.write_text(text, encoding="utf-8")
+        held_out = (
+            "" if result.held_out_mape is None else f", {result.held_out_mape:.1%} on held-out requests"
+        )
+        said = [
+            f"{engine.id}: {name} under {running}, {result.times:,} times: mean error "
+            f"{result.shipped_mape:.1%} as shipped, {result.mape:.1%} fitted{held_out}",
+            f"profile: {self.path}, for the engine's key gpu",
+        ]
+        if fitted.intake_s is not None:
+            low, high = result.bounds["intake"]
+            said.append(
+                f"requests: each holds the engine up for {1e3 * fitted.intake_s.value:.1f} ms "
+                f"(95 %: {low:.1f} to {high:.1f})"
+            )
+        if later_s is not None:
+            said.append(f"swaps: {later_s:+.2f} s a swap, as to what was promised; now in the profile")
+        return "\n".join(said) + "\n"
