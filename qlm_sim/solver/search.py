@@ -17,6 +17,9 @@ from qlm_sim.solver.starts import by_deadline, by_length, edf_queues, relegating
 
 BUDGET = 60_000
 """Groups followed through queues per plan."""
+MANY = 1_000
+"""Of more groups than so many half of it: passes over all of them take as long as the other half, which made
+none of seven plans for 2,300 to 2,900 groups cheaper by two thousandths, save one with nothing late."""
 NOTHING_AT_STAKE = 0.005
 """A plan whose misses, lateness and swaps cost less than this share of one missed request is good."""
 WORTH_CHANGING = 0.02
@@ -42,6 +45,8 @@ WORSE, WORST = 1.05, 1.1
 
 def solve(problem: PlanProblem, budget: int = BUDGET) -> Plan:
     """A good plan for ``problem``, found within ``budget`` groups followed, plus a few passes over all."""
+    if len(problem.groups) > MANY:
+        budget //= 2
     moves = Moves(problem, budget)
     _search(moves, budget)
     return Plan(problem.number, moves.plan(), moves.cost(), evaluations=budget - moves.left)
