@@ -68,7 +68,7 @@ class Cluster:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.clock = Clock()
-        self.runtime = Runtime(core, _OnTheWay(self, order_s) if order_s else self, solver, recorder)
+        self.runtime = Runtime(core, self, solver, recorder)
         self._inbox = self.runtime.inbox
         self._now = 0.0
         """The instant that is being decided upon."""
@@ -78,6 +78,7 @@ class Cluster:
         self._requests = len(workload)
         self._progress = progress
         self._due: list[SimEngine] = []
+        self._order_s = order_s
         self._slowdown = slowdown
         self._times: dict[int, StepTimes] = {}
         """By the id of a StepCost, which like instances share."""
@@ -133,8 +134,15 @@ class Cluster:
             seq = self.store.pop(action.request_id)
             if seq.host is not None:
                 seq.host.release(seq)
-            return
-        now, name = self._now, action.instance
+        elif self._order_s:
+            on_its_way = self.clock.timeout(self._order_s, action)
+            on_its_way.callbacks.append(lambda event: self._deliver(self.clock.now, event.value))
+        else:
+            self._deliver(self._now, action)
+
+    def _deliver(self, now: float, action: Pull | Evict | SwapModel) -> None:
+        """Hand an order to its engine."""
+        name = action.instance
         engine = self._engines[name]
         if name not in self._at_work:
             self._start_reporting(now, engine)
@@ -144,15 +152,6 @@ class Cluster:
             engine.evict(now, action.request_id, action.attempt, action.keep_kv)
         elif type(action) is SwapModel:
             engine.swap(now, action.model)
-
-    def execute_in(self, delay_s: float, action: Pull | Evict | SwapModel) -> None:
-        """Carry the order out so many seconds from now."""
-
-        def arrived(_: object) -> None:
-            self._now = self.clock.now
-            self.execute(action)
-
-        self.clock.timeout(delay_s).callbacks.append(arrived)
 
     def _end_of_instant(self, now: float) -> bool:
         """Decide upon what happened at ``now``, and let the engines go on. False when all is over."""
@@ -167,14 +166,14 @@ class Cluster:
                     self._set_timer(now, wake_at)
                 if not inbox:
                     break
-            if self._next is None and (not self.store or self._idle_timers >= MOST_IDLE_TIMERS):
+            if self._next is None and not self.store:
                 return False
         due = self._due
         if due:
             for engine in due:
                 engine.begin(now)
             due.clear()
-        return True
+        return self._idle_timers < MOST_IDLE_TIMERS
 
     # Arrivals.
 
@@ -238,20 +237,6 @@ class Cluster:
                 del self._at_work[name]
         if self._progress is not None:
             self._progress(self.arrived - len(self.store), self._requests)
-
-
-class _OnTheWay:
-    """The engines of a cluster, which orders reach some seconds late. A refusal goes to no engine."""
-
-    def __init__(self, cluster: Cluster, order_s: float) -> None:
-        self._cluster = cluster
-        self._order_s = order_s
-
-    def execute(self, action: Pull | Evict | SwapModel | Reject) -> None:
-        if isinstance(action, Reject):
-            self._cluster.execute(action)
-        else:
-            self._cluster.execute_in(self._order_s, action)
 
 
 def simulate(

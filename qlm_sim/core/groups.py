@@ -86,7 +86,7 @@ class GroupTable:
             group = self._open[key] = self._new(key, limit)
         items = group.items
         items.append(item)
-        group.context_tokens += item.request.prompt_tokens + item.output_tokens
+        group.context_tokens += item.context_tokens
         item.group = group
         if len(items) >= group.limit:
             del self._open[key]
@@ -105,7 +105,7 @@ class GroupTable:
             items.popleft()
         else:
             items.remove(item)
-        group.context_tokens -= item.request.prompt_tokens + item.output_tokens
+        group.context_tokens -= item.context_tokens
         item.group = None
         if not items:
             self._drop(group)

@@ -98,12 +98,11 @@ def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float
     It can when a sequence slot is free, the prompts ahead of it fill less than one iteration, and its
     KV cache fits beside that of the running requests and what these are expected to grow by.
     """
-    request = item.request
-    profile = ledger.spec.models[request.model]
+    profile = ledger.spec.models[item.request.model]
     running = len(ledger.running)
     if running >= profile.max_num_seqs or ledger.prefilling_tokens >= profile.max_num_batched_tokens:
         return False
     if running == 0:
         return True
     held = ledger.context_tokens + estimator.growth_tokens(ledger, item, now)
-    return held + (request.prompt_tokens + item.output_tokens) <= profile.kv_capacity_tokens
+    return held + item.context_tokens <= profile.kv_capacity_tokens
