@@ -176,6 +176,9 @@ def recognise(path: str) -> str:
     for name, table in TABLES.items():
         if {table.prompt, table.output} <= keys:
             return name
+    if not keys and kind == "keys":
+        found = line.split(b"\n", 1)[0].decode("utf-8", "replace").strip()
+        raise InputError(f"{path}: line 1 is {shorten(found)}; a whole JSON object with keys would be right")
     found = ", ".join(sorted(keys)) or "none"
     raise InputError(
         f"{path}: format not recognised by its {kind} ({shorten(found)}); known are {', '.join(FORMATS)}: a "
