@@ -135,7 +135,7 @@ def test_unused_column_of_a_canonical_trace_is_told(tmp_path):
         ("\n\n", "the file is empty"),
         ("a,b\n1,2\n", "format not recognised by its columns"),
         ('{"a": 1}\n', "format not recognised by its keys"),
-        ('{"a": [1\n', """line 1 is '{"a": [1'; a whole JSON object with keys would be right"""),
+        ('{"a": 1\n', """line 1 is '{"a": 1'; a whole JSON object with keys would be right"""),
         ("prompt_tokens,output_tokens\n", "holds no request"),
         ("prompt_tokens,output_tokens\n1,2\n-3,4\n", "line 3: prompt_tokens is '-3'; a whole number from 0"),
         ("prompt_tokens,output_tokens\n1,2\n\n3,x\n", "line 4: output_tokens is 'x'"),
