@@ -25,6 +25,8 @@ from qlm_sim.policies.visits import Visits, margin_s
 from qlm_sim.solver.turns import in_turn
 
 _NEVER = float("inf")
+MOST_INTERVALS = 4
+"""While plans leave the queues as they are, the next comes after twice as long, up to so many intervals."""
 MAX_EVICTIONS = 3
 """Most times that one request is evicted to make room for a more urgent one of its model."""
 
@@ -77,6 +79,8 @@ class QlmPolicy:
         """By loaded model: instances that were left with nothing to serve."""
         self._replan_at = -_NEVER if self._balancing else _NEVER
         """Not before; and not while nothing waits."""
+        self._intervals = 1
+        """So many from the last plan to the next."""
         self._one_model = len(by_model(ledgers)) == 1
         """No instance ever leaves its model, so that nothing waits for one that has left it."""
 
@@ -241,6 +245,7 @@ class QlmPolicy:
         if now < self._replan_at or not self._queues.groups:
             return None
         self._queues.regroup()
+        self._asked_at = now
         self._replan_at = now + self._replan_interval_s
         self._problems += 1
         self._asked = PlanProblem(
@@ -257,5 +262,7 @@ class QlmPolicy:
         undecided = sum([len(g.items) for g in self._queues.groups.values() if not g.key.decided])
         self._visits.miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
         changed = self._queues.adopt(replace(plan, queues=in_turn(self._asked, plan.queues)), now)
+        self._intervals = 1 if changed else min(2 * self._intervals, MOST_INTERVALS)
+        self._replan_at = self._asked_at + self._intervals * self._replan_interval_s
         # Where models are swapped, what the plan expects to miss concerns those that it leaves alone too.
         return changed if self._one_model else tuple(self._ledgers)

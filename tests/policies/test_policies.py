@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from qlm_sim.cluster.simulation import simulate
 from qlm_sim.core.actions import Evict, Pull, Reject, SwapModel
-from qlm_sim.core.events import RequestArrived
+from qlm_sim.core.events import PlanReady, RequestArrived, TimerFired
+from qlm_sim.core.plan import Plan
 from qlm_sim.core.types import Lso, SloClass
 from qlm_sim.errors import InputError
 from qlm_sim.metrics.recorder import RunRecorder
@@ -271,3 +272,22 @@ def test_no_target_is_so_tight_that_its_eviction_comes_too_late(slo_s, make_inst
     summary = run("qlm", work, [make_instance("i0")], without=frozenset({Lso.BALANCING}))
     assert summary["evictions"] > 0
     assert summary["slo_attainment"]["by_class"]["interactive"] == 1.0
+
+
+def test_plans_that_change_nothing_come_less_often(make_instance, make_request):
+    """Each after twice as long as the one before, up to four intervals; after a change, one again."""
+    instances = [make_instance(name, max_num_seqs=1) for name in ("i0", "i1")]
+    core = make_core("qlm", instances, SchedulerSettings(replan_interval_s=1.0))
+    arrivals = [RequestArrived(make_request(f"r{n}", slo_class=f"class-{n}")) for n in range(4)]
+    *_, replan = core.handle(0.0, arrivals)
+    now, intervals = 0.0, []
+    for changed in (False, False, False, True, False):
+        queues = replan.problem.current
+        if changed:
+            queues = {"i0": queues["i1"], "i1": queues["i0"]}
+        core.handle(now, [PlanReady(Plan(replan.problem.number, queues, 0.0, evaluations=0))])
+        intervals.append(core.wake_at - now)
+        now = core.wake_at
+        (replan,) = core.handle(now, [TimerFired()])
+    assert sum(map(len, queues.values())) == 2
+    assert intervals == [2.0, 4.0, 4.0, 1.0, 2.0]
