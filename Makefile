@@ -19,7 +19,8 @@ test-vllm: $(VLLM_VENV)/.installed
 	PYTHONPATH="$(CURDIR)" $(VLLM_VENV)/bin/python -m pytest -m vllm tests/real_vllm
 
 # Two real vLLM engines on CPU, live and simulated, qlm against FCFS dispatch.
-live-demo: $(VENV)/.installed-dev $(VLLM_VENV)/.installed
+live-demo:
+	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/.installed-dev $(VLLM_VENV)/.installed
 	$(BIN)/python experiments/live_cpu.py
 
 lint: $(VENV)/.installed-dev

@@ -282,6 +282,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _errors(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Two cells: the errors of what was predicted, averaged over runs, and whether they are small enough."""
+    sums = [
+        [sum(figures[key][world] for figures in runs) for key in PREDICTED] for world in ("live", "simulated")
+    ]
+    errors = [simulated / live - 1 for live, simulated in zip(*sums, strict=True)]
+    met = "yes" if all(abs(error) <= WITHIN for error in errors) else "no"
+    return f"{', '.join(f'{100 * error:+.1f} %' for error in errors)} | {met}"
+
+
 def write(out: Path, name: str, title: str, text: str, document: dict[str, Any]) -> None:
     """``name``.json and ``name``.md in ``out``, and the table on stdout."""
     out.mkdir(parents=True, exist_ok=True)
@@ -300,12 +310,13 @@ def write(out: Path, name: str, title: str, text: str, document: dict[str, Any])
     lines += ["", f"| seed | policy | {heads} |"]
     lines.append("|---|---|---|---|---|")
     for run in document["runs"]:
-        errors = [run["figures"][key]["error"] for key in PREDICTED]
-        met = "yes" if all(abs(error) <= WITHIN for error in errors) else "no"
-        told = ", ".join(f"{100 * error:+.1f} %" for error in errors)
         r2 = run["forecast"]["backlogged"]["r2"]
-        cell = "" if r2 is None else f"{r2:.3f}"
-        lines.append(f"| {run['seed']} | {run['policy']} | {told} | {met} | {cell} |")
+        told = _errors([run["figures"]])
+        lines.append(f"| {run['seed']} | {run['policy']} | {told} | {'' if r2 is None else f'{r2:.3f}'} |")
+    if len({run["seed"] for run in document["runs"]}) > 1:
+        for policy in POLICIES:
+            told = _errors([run["figures"] for run in document["runs"] if run["policy"] == policy])
+            lines.append(f"| mean of all | {policy} | {told} | |")
     heads = "engines | servers beside them | scheduler and load generator"
     lines += ["", f"| seed | policy | CPU, s: {heads} |", "|---|---|---|---|---|"]
     for run in document["runs"]:
