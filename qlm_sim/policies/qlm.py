@@ -26,7 +26,8 @@ from qlm_sim.solver.turns import in_turn
 
 _NEVER = float("inf")
 MOST_INTERVALS = 4
-"""While plans leave the queues as they are, the next comes after twice as long, up to so many intervals."""
+"""Where no models are swapped: while plans leave the queues as they are, the next one comes after twice as
+long, up to so many intervals."""
 MAX_EVICTIONS = 3
 """Most times that one request is evicted to make room for a more urgent one of its model."""
 
@@ -262,7 +263,9 @@ class QlmPolicy:
         undecided = sum([len(g.items) for g in self._queues.groups.values() if not g.key.decided])
         self._visits.miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
         changed = self._queues.adopt(replace(plan, queues=in_turn(self._asked, plan.queues)), now)
+        if not self._one_model:
+            # What the plan expects to miss concerns those that it leaves alone too.
+            return tuple(self._ledgers)
         self._intervals = 1 if changed else min(2 * self._intervals, MOST_INTERVALS)
         self._replan_at = self._asked_at + self._intervals * self._replan_interval_s
-        # Where models are swapped, what the plan expects to miss concerns those that it leaves alone too.
-        return changed if self._one_model else tuple(self._ledgers)
+        return changed
