@@ -5,7 +5,7 @@ Only what has come is known: that it goes on like that is the forecast.
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from math import exp, inf
+from math import exp, inf, log
 from typing import NamedTuple
 
 from qlm_sim.core.lifecycle import WAITING, Tracked
@@ -14,8 +14,8 @@ MEMORY_S = 900.0
 """An arrival weighs 1/e after so long: long beside the gaps of a class, short beside the hours of a day."""
 PRIOR_S = 10.0
 """Seconds without arrivals that are taken to have gone before the first."""
-
-
+BANDS = 8
+"""Per factor of e in SLOs: those of one band are taken for one, as clients may each name their own."""
 GOES_ON = 9.0
 """For so many times as long as it has been watched, what comes is taken to go on: nine of ten things end
 within nine times their age (Gott, 1993)."""
@@ -36,11 +36,13 @@ class Coming(NamedTuple):
 
 
 class _Seen:
-    """Of one model and SLO."""
+    """Of one model and band of SLOs."""
 
-    __slots__ = ("at", "count", "prompt_tokens")
+    __slots__ = ("at", "count", "prompt_tokens", "slo_s")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, slo_s: float, now: float) -> None:
+        self.slo_s = slo_s
+        """Of the first."""
         self.at = now
         self.count = 0.0
         """Fades with MEMORY_S, as of ``at``."""
@@ -53,6 +55,7 @@ class Arrivals:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, float], _Seen] = {}
+        """By model and band."""
         self._since: float | None = None
         self._waiting: defaultdict[str, deque[Tracked]] = defaultdict(deque)
         """By model, in order of arrival: those that wait, and some that do no longer."""
@@ -69,10 +72,11 @@ class Arrivals:
         self._waiting[request.model].append(item)
         if self._since is None:
             self._since = now - PRIOR_S
-        key = request.model, request.slo_s
+        slo_s = request.slo_s
+        key = request.model, round(BANDS * log(slo_s)) if 0 < slo_s < inf else slo_s
         seen = self._seen.get(key)
         if seen is None:
-            seen = self._seen[key] = _Seen(now)
+            seen = self._seen[key] = _Seen(slo_s, now)
         keep = exp((seen.at - now) / MEMORY_S)
         seen.at = now
         seen.count = keep * seen.count + 1
@@ -83,7 +87,8 @@ class Arrivals:
         if self._since is None:
             return
         watched_s = MEMORY_S * (1 - exp((self._since - now) / MEMORY_S))
-        for (model, slo_s), seen in self._seen.items():
+        for_s = GOES_ON * (now - self._since)
+        for (model, _), seen in self._seen.items():
             count = seen.count * exp((seen.at - now) / MEMORY_S)
             prompt_tokens = seen.prompt_tokens / seen.count
-            yield Coming(model, slo_s, count / watched_s, prompt_tokens, count, GOES_ON * (now - self._since))
+            yield Coming(model, seen.slo_s, count / watched_s, prompt_tokens, count, for_s)

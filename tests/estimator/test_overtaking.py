@@ -154,6 +154,18 @@ def test_arrivals_are_told_by_their_rate(make_request):
     assert later.seen < 0.1 * coming.seen
 
 
+def test_clients_that_name_slos_of_their_own_are_told_of_in_few_kinds(make_request):
+    """40,000 of them, from 10 ms to 100 s, and one who has none."""
+    arrivals = Arrivals()
+    slos_s = [inf, *(0.01 * 10 ** (number / 10_000) for number in range(40_000))]
+    for number, slo_s in enumerate(slos_s):
+        arrivals.came(Tracked(make_request(f"r{number}", slo_s=slo_s)), 0.0)
+    told = list(arrivals.coming(1.0))
+    assert len(told) < 100
+    assert sum(each.seen for each in told) == pytest.approx(len(slos_s), rel=0.01)
+    assert all(any(0.85 < slo_s / each.slo_s < 1.2 for each in told) for slo_s in slos_s[1:])
+
+
 def test_the_oldest_who_waits_is_known(make_request):
     arrivals = Arrivals()
     items = [Tracked(make_request(f"r{number}", at=float(number))) for number in range(3)]
