@@ -15,10 +15,15 @@ MEMORY_S = 900.0
 PRIOR_S = 10.0
 """Seconds without arrivals that are taken to have gone before the first."""
 BANDS = 8
-"""Per factor of e in SLOs: those of one band are taken for one, as clients may each name their own."""
+"""Of SLOs, per factor of e."""
 GOES_ON = 9.0
 """For so many times as long as it has been watched, what comes is taken to go on: nine of ten things end
 within nine times their age (Gott, 1993)."""
+
+
+def slo_band(slo_s: float) -> float:
+    """Alike for SLOs that are taken for one: clients may each name their own, and few are kept apart."""
+    return round(BANDS * log(slo_s)) if 0 < slo_s < inf else slo_s
 
 
 class Coming(NamedTuple):
@@ -72,11 +77,10 @@ class Arrivals:
         self._waiting[request.model].append(item)
         if self._since is None:
             self._since = now - PRIOR_S
-        slo_s = request.slo_s
-        key = request.model, round(BANDS * log(slo_s)) if 0 < slo_s < inf else slo_s
+        key = request.model, slo_band(request.slo_s)
         seen = self._seen.get(key)
         if seen is None:
-            seen = self._seen[key] = _Seen(slo_s, now)
+            seen = self._seen[key] = _Seen(request.slo_s, now)
         keep = exp((seen.at - now) / MEMORY_S)
         seen.at = now
         seen.count = keep * seen.count + 1

@@ -14,6 +14,7 @@ from qlm_sim.core.groups import RequestGroup
 from qlm_sim.core.instances import InstanceLedger, by_model
 from qlm_sim.core.plan import GroupService
 from qlm_sim.core.types import Request
+from qlm_sim.estimator.arrivals import slo_band
 from qlm_sim.policies.snapshot import SnapshotTaker
 
 _NEVER = float("inf")
@@ -41,7 +42,7 @@ class Visits:
         self._snapshot = snapshot
         self._capable = by_model(ledgers)
         self._demand: dict[str, dict[float, _Arrivals]] = {}
-        """By model and SLO: how its requests come."""
+        """By model and band of SLOs: how its requests come."""
         self.leave_at = Alarms()
         """By instance: when a deadline will force it to another model, if nothing changes."""
         self._outlooks: dict[str, _Outlook] = {}
@@ -51,9 +52,10 @@ class Visits:
     def arrived(self, request: Request, now: float) -> None:
         """A request has come, for the first time."""
         known = self._demand.setdefault(request.model, {})
-        arrivals = known.get(request.slo_s)
+        band = slo_band(request.slo_s)
+        arrivals = known.get(band)
         if arrivals is None:
-            arrivals = known[request.slo_s] = _Arrivals(now)
+            arrivals = known[band] = _Arrivals(request.slo_s, now)
         arrivals.came(now, request.prompt_tokens)
 
     def should_end(
@@ -102,7 +104,7 @@ class Visits:
         if left is None or not self._is_last_of(left, ledger):
             return price_s, _NEVER
         back_s = ledger.swap_s(left)
-        called_s = min(slo_s + each.gap_s(now) for slo_s, each in self._demand[left].items())
+        called_s = min(each.slo_s + each.gap_s(now) for each in self._demand[left].values())
         return price_s + back_s, max(0.0, called_s - overhead_s - margin_s(back_s) - back_s)
 
     def _use(self, ledger: InstanceLedger, joining: int, now: float) -> float:
@@ -170,11 +172,14 @@ class Visits:
 
 
 class _Arrivals:
-    """How requests of one model and SLO come: the mean seconds between two, the last ones counting most."""
+    """How requests of one model and band of SLOs come: the mean seconds between two, the last ones counting
+    most."""
 
-    __slots__ = ("_gap_s", "_last_at", "prompt_tokens")
+    __slots__ = ("_gap_s", "_last_at", "prompt_tokens", "slo_s")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, slo_s: float, now: float) -> None:
+        self.slo_s = slo_s
+        """Of the first."""
         self.prompt_tokens = 0.0
         """Mean."""
         self._gap_s = 0.0
