@@ -126,13 +126,13 @@ class LengthDistribution:
         return LengthStatistics(count, float(share @ x) * count, float(share @ (x**2 + _VARIANCES)) * count)
 
 
-def _exponential(mean_tokens: float) -> Floats:
-    """Chance to end in each bin of lengths that are exponential."""
+def _exponential(mean_tokens: float) -> LengthDistribution:
+    """What is believed of lengths of which only the mean is known."""
     ending: Floats = -np.expm1(-np.diff(_EDGES) / mean_tokens)
-    return ending
+    return LengthDistribution(ending, _MIDDLES, PRIOR_REQUESTS)
 
 
-PRIOR = LengthDistribution(_exponential(PRIOR_MEAN_TOKENS), _MIDDLES, PRIOR_REQUESTS)
+PRIOR = _exponential(PRIOR_MEAN_TOKENS)
 
 
 def _bin(tokens: float) -> int:
@@ -224,15 +224,14 @@ class _Level:
             leaves += np.bincount(at, minlength=len(leaves))
         # Who is observed for a part of the bin is at risk for half of it.
         at_risk = np.cumsum(leaves[::-1])[::-1] - (leaves - ends) / 2
-        # The prior counts as requests of its own. Where few of those come, ends are as likely as anywhere.
-        weight = PRIOR_REQUESTS * prior.reaching[:-1]
-        least, likely = TAIL_REQUESTS[1], prior.ending
+        least = TAIL_REQUESTS[1]
         if self._wider is None:
+            # The exponential that is likeliest by what was seen: outputs may be far from the prior's mean.
             seen = float(tokens.sum()) + float(sums.sum()) + PRIOR_REQUESTS * PRIOR_MEAN_TOKENS
-            least, likely = TAIL_REQUESTS[0], _exponential(seen / (finished + PRIOR_REQUESTS))
-        tail = np.maximum(least - weight, 0.0)
-        ending = ends + weight * prior.ending + tail * likely
-        ending /= np.maximum(at_risk, ends) + weight + tail
+            prior, least = _exponential(seen / (finished + PRIOR_REQUESTS)), TAIL_REQUESTS[0]
+        # The prior counts as requests of its own, as many at least as ``least`` in each bin.
+        weight = np.maximum(PRIOR_REQUESTS * prior.reaching[:-1], least)
+        ending = (ends + weight * prior.ending) / (np.maximum(at_risk, ends) + weight)
         weight = np.maximum(weight, 1e-9)
         ending[self._cap_bin :] = _SURELY
         middle = (sums + weight * prior.middle) / (ends + weight)

@@ -52,6 +52,18 @@ def test_the_prior_fades_behind_what_finished(shape):
         assert survival(lengths.of_kind(KIND), tokens) == pytest.approx((draws > tokens).mean(), abs=0.03)
 
 
+@pytest.mark.parametrize(("mean", "most"), [(10, 0.15), (30, 0.05), (2000, 0.05)])
+def test_a_few_hundred_tell_of_lengths_far_from_the_prior(mean, most):
+    errors = []
+    for seed in range(10):
+        draws = np.random.default_rng(seed).geometric(1 / mean, size=200)
+        lengths = OutputLengths()
+        for tokens in draws.tolist():
+            finish(lengths, KIND, tokens)
+        errors.append(lengths.of_model("a").mean / draws.mean() - 1)
+    assert abs(np.mean(errors)) < most
+
+
 def test_running_requests_keep_early_finishes_from_looking_typical():
     """Of 400 that start together the short ones finish first: their mean alone is far too low."""
     draws = np.random.default_rng(1).geometric(1 / 300, size=400)
