@@ -89,7 +89,7 @@ def run(out: Path, quick: bool) -> None:
                 load=LOAD,
                 steady=("interactive", "batch"),
                 warm_up_s=start,
-                warm_up_load=0.6,
+                warm_up_load=0.85,
                 bursts=tuple(Burst(start + 3.0, name, "batch", burst_s) for name in MODELS),
                 arriving_s=start + (20.0 if quick else 63.0),
                 measuring_s=50.0,

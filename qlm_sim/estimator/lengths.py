@@ -26,6 +26,8 @@ PRIOR_MEAN_TOKENS = 256.0
 and of the Azure conversation trace of 2023 (211). The prior is exponential."""
 PRIOR_REQUESTS = 16.0
 """How many requests the prior, or the wider level, counts for."""
+MEAN_REQUESTS = 64.0
+"""How many the prior's mean counts for: what ends first is short, and tells too little of the others."""
 TAIL_REQUESTS = 0.5, 4.0
 """So many at least, however few get that far, for a model and for what leans on it: or one request of a
 hundred times the mean, in thousands, would rule the second moment."""
@@ -226,13 +228,12 @@ class _Level:
         at_risk = np.cumsum(leaves[::-1])[::-1] - (leaves - ends) / 2
         least = TAIL_REQUESTS[1]
         if self._wider is None:
-            # The exponential that is likeliest by what was seen: outputs may be far from the prior's mean.
-            seen = float(tokens.sum()) + float(sums.sum()) + PRIOR_REQUESTS * PRIOR_MEAN_TOKENS
-            prior, least = _exponential(seen / (finished + PRIOR_REQUESTS)), TAIL_REQUESTS[0]
+            # Outputs may be far from the prior's mean: the exponential that fits what was seen.
+            seen = float(tokens.sum()) + float(sums.sum()) + MEAN_REQUESTS * PRIOR_MEAN_TOKENS
+            prior, least = _exponential(seen / (finished + MEAN_REQUESTS)), TAIL_REQUESTS[0]
         # The prior counts as requests of its own, as many at least as ``least`` in each bin.
         weight = np.maximum(PRIOR_REQUESTS * prior.reaching[:-1], least)
         ending = (ends + weight * prior.ending) / (np.maximum(at_risk, ends) + weight)
-        weight = np.maximum(weight, 1e-9)
         ending[self._cap_bin :] = _SURELY
         middle = (sums + weight * prior.middle) / (ends + weight)
         return LengthDistribution(ending, middle, finished + PRIOR_REQUESTS)
