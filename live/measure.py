@@ -32,6 +32,8 @@ class LiveRun:
     run: PolicyRun
     instances: tuple[InstanceSpec, ...]
     """As they were when the first request came, before any warm-up."""
+    slowness: Mapping[str, float]
+    """By instance: its seconds per second of the profile, as the scheduler had learnt in the warm-up."""
     offered: Offered
     cpu_s: float
     """What scheduler, solver and load generator took of the CPUs, warm-up included."""
@@ -86,7 +88,7 @@ async def run_live(
             events.close()
     policy = config.scheduler.policy
     run = conclude(policy, log.recorder, config.slo, offered.ended_at - warm_up_s, log.plans)
-    return LiveRun(run, instances, offered, _cpu_s() - began_cpu_s)
+    return LiveRun(run, instances, log.slowness, offered, _cpu_s() - began_cpu_s)
 
 
 def _cpu_s() -> float:
@@ -94,15 +96,56 @@ def _cpu_s() -> float:
     return sum(os.times()[:4])
 
 
+@dataclass(frozen=True)
+class SimulatedRun:
+    """The same run on simulated engines."""
+
+    run: PolicyRun
+    slowness: Mapping[str, float]
+    """As a LiveRun's."""
+    perturb: Mapping[str, float]
+    """By instance: how many times as slow as its profile it was simulated."""
+
+
 def run_simulated(
-    config: LiveConfig, workload: Workload, instances: tuple[InstanceSpec, ...], warm_up_s: float = 0.0
-) -> PolicyRun:
-    """The same requests at the same times, on simulated instances. Prefixes are cached, as vLLM does unless
-    told otherwise: what was evicted and comes back finds its own. Orders take their way, as over HTTP."""
+    config: LiveConfig,
+    workload: Workload,
+    instances: tuple[InstanceSpec, ...],
+    warm_up_s: float = 0.0,
+    perturb: Mapping[str, float] | None = None,
+) -> SimulatedRun:
+    """The same requests at the same times, on simulated instances, which are as their profiles say where
+    ``perturb`` has no other speed for them. Prefixes are cached, as vLLM does unless told otherwise: what was
+    evicted and comes back finds its own. Orders take their way, as over HTTP."""
     engine = EngineConfig(block_size=config.engine[0].block_size, enable_prefix_caching=True)
-    policy, settings = config.scheduler.policy, scheduler_settings(config)
-    core = make_core(policy, instances, settings)
+    policy = config.scheduler.policy
+    core = make_core(policy, instances, replace(scheduler_settings(config), forecasts=True))
     log = RunLog(core, warm_up_s)
-    order_s = load_engine(DEFAULT_ENGINE).request_s.value
-    end = simulate(workload, instances, engine, core, log, solver=InlineSolver(solve), order_s=order_s)
-    return conclude(policy, log.recorder, workload.slo_classes, end.ended_at - warm_up_s, log.plans)
+    end = simulate(
+        workload,
+        instances,
+        engine,
+        core,
+        log,
+        solver=InlineSolver(solve),
+        order_s=load_engine(DEFAULT_ENGINE).request_s.value,
+        perturb=perturb or {},
+    )
+    run = conclude(policy, log.recorder, workload.slo_classes, end.ended_at - warm_up_s, log.plans)
+    return SimulatedRun(run, log.slowness, perturb or dict.fromkeys(log.slowness, 1.0))
+
+
+def run_as_fast(
+    config: LiveConfig, workload: Workload, live: LiveRun, warm_up_s: float
+) -> tuple[SimulatedRun, SimulatedRun]:
+    """The simulation of a live run, by the profiles, and with engines as fast as they were in its warm-up.
+
+    Machines are not as fast from one minute to the next, nor as when they were profiled. What the scheduler
+    learnt in the live warm-up, beside what it learns in the simulated one, tells how slow engines were;
+    nothing that came later has a part in it. Without a warm-up both are the same.
+    """
+    profiled = run_simulated(config, workload, live.instances, warm_up_s)
+    if not warm_up_s:
+        return profiled, profiled
+    slower = {name: live.slowness.get(name, each) / each for name, each in profiled.slowness.items()}
+    return profiled, run_simulated(config, workload, live.instances, warm_up_s, slower)

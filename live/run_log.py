@@ -23,6 +23,8 @@ class RunLog:
     def __init__(self, core: QueueManager, begins_at: float) -> None:
         self.recorder = RunRecorder()
         self.plans: list[PlanExplanation] = []
+        self.slowness: dict[str, float] = {}
+        """By instance: its seconds per second of its profile, as the scheduler knew when the run began."""
         self._core = core
         self._begins_at = begins_at
         self._log: PlanLog | None = None
@@ -36,6 +38,11 @@ class RunLog:
             self.recorder = RunRecorder(as_they_are(self._core))
             self._log = PlanLog(self.recorder)
             self.plans = self._log.plans
+            self.slowness = {
+                name: self._core.estimator.slowness(ledger, ledger.model)
+                for name, ledger in self._core.ledgers.items()
+                if ledger.model is not None
+            }
             self._before = {name: ledger.reported for name, ledger in self._core.ledgers.items()}
             """What engines had done before the run."""
         self._log.record(

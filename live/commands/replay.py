@@ -16,7 +16,7 @@ from qlm_sim.errors import InputError
 
 if TYPE_CHECKING:
     from live.config import LiveConfig
-    from live.measure import LiveRun
+    from live.measure import LiveRun, SimulatedRun
     from qlm_sim.metrics.run import PolicyRun
     from qlm_sim.workload.workload import Workload
 
@@ -36,7 +36,8 @@ def add_to(commands: Commands) -> None:
         help="a trace on the live cluster and in simulation, side by side",
         description="As qlm-live replay, and then the same requests at the same times on simulated instances "
         "of the same profiles: attainment, latencies, swaps and evictions of both, and how well the waits of "
-        "the live run were forecast.",
+        "the live run were forecast. After a warm-up, simulated engines are as fast as the live ones were in "
+        "it; the errors by the profiles alone are told too.",
         epilog="examples:\n  qlm-live compare --config live.toml --rate 2 --requests 200 --json\n",
     )
     for parser, run in ((replay, run_replay), (compare, run_compare)):
@@ -73,21 +74,25 @@ def run_replay(args: argparse.Namespace) -> int:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    from live.side_by_side import forecast_accuracy, rows
+    from live.side_by_side import forecast_accuracy
     from qlm_sim.report.write import plain
 
     live, table = _run_live(args)
     simulated = _simulated(args, live)
     pairs = [
-        (replace(each.run, name=f"{each.run.name}, live"), replace(other, name=f"{other.name}, simulated"))
-        for each, other in zip(live, simulated, strict=True)
+        (
+            replace(each.run, name=f"{each.run.name}, live"),
+            replace(same.run, name=f"{each.run.name}, simulated"),
+        )
+        for each, (_, same) in zip(live, simulated, strict=True)
     ]
     _write(args, [run for pair in pairs for run in pair], table)
     document: dict[str, Any] = {}
-    for each, other in zip(live, simulated, strict=True):
-        compared = rows(each.run.summary, other.summary)
+    for each, (profiled, same) in zip(live, simulated, strict=True):
         document[each.run.name] = {
-            "figures": {row.name: asdict(row) | {"error": row.error} for row in compared},
+            "figures": _figures(each.run, same.run),
+            "figures_by_profile": _figures(each.run, profiled.run),
+            "times_as_slow": same.perturb,
             "forecast": forecast_accuracy(each.run.requests, each.offered.told),
             "failed": dict(each.offered.failed),
             "cpu_s": each.cpu_s,
@@ -97,7 +102,7 @@ def run_compare(args: argparse.Namespace) -> int:
         print(json.dumps(document, indent=2, sort_keys=True))
     else:
         for name, figures in document.items():
-            _print(name, figures)
+            _print(name, figures, args.warm_up > 0)
         for each in live:
             _tell_failures(each)
         print(f"report: {_out(args) / 'report.html'}")
@@ -169,16 +174,20 @@ def _workload(args: argparse.Namespace, config: "LiveConfig") -> "tuple[Workload
     return workload, vocabulary, notes
 
 
-def _simulated(args: argparse.Namespace, live: "list[LiveRun]") -> "list[PolicyRun]":
+def _simulated(args: argparse.Namespace, live: "list[LiveRun]") -> "list[tuple[SimulatedRun, SimulatedRun]]":
     from live.config import load_config
-    from live.measure import run_simulated, with_policy
+    from live.measure import run_as_fast, with_policy
 
     config = load_config(args.config)
     workload, _, _ = _workload(args, config)
-    return [
-        run_simulated(with_policy(config, each.run.name), workload, each.instances, args.warm_up)
-        for each in live
-    ]
+    return [run_as_fast(with_policy(config, each.run.name), workload, each, args.warm_up) for each in live]
+
+
+def _figures(live: "PolicyRun", simulated: "PolicyRun") -> dict[str, Any]:
+    """Both, and the error of the simulated one, by name."""
+    from live.side_by_side import rows
+
+    return {row.name: asdict(row) | {"error": row.error} for row in rows(live.summary, simulated.summary)}
 
 
 def _write(args: argparse.Namespace, runs: "list[PolicyRun]", table: dict[str, Any]) -> None:
@@ -189,23 +198,27 @@ def _write(args: argparse.Namespace, runs: "list[PolicyRun]", table: dict[str, A
     write_results(_out(args), runs, table, title="QLM live", command=command, scenario_toml=toml_text(table))
 
 
-def _print(policy: str, document: dict[str, Any]) -> None:
+def _print(policy: str, document: dict[str, Any], warmed_up: bool) -> None:
     from rich.console import Console
 
     from qlm_sim.cli.tables import plain_table
     from qlm_sim.report.comparison import number, percent
 
     console = Console(file=sys.stdout)
-    table = plain_table(policy, "live", "simulated", "error")
+    table = plain_table(policy, "live", "simulated", "error", *(["by profiles alone"] if warmed_up else []))
     for name, row in document["figures"].items():
         share = name.startswith("slo_attainment")
         cells = [
             "" if row[k] is None else percent(row[k]) if share else number(row[k])
             for k in ("live", "simulated")
         ]
-        error = "" if row["error"] is None else f"{100 * row['error']:+.1f}%"
-        table.add_row(name, *cells, error)
+        found = [row, document["figures_by_profile"][name]][: 1 + warmed_up]
+        errors = ["" if each["error"] is None else f"{100 * each['error']:+.1f}%" for each in found]
+        table.add_row(name, *cells, *errors)
     console.print(table)
+    if warmed_up:
+        slow = ", ".join(f"{name} {factor:.2f}" for name, factor in document["times_as_slow"].items())
+        print(f"simulated with engines as slow as in the warm-up, in times of their profiles: {slow}")
     waits = plain_table("waits as told at arrival", "requests", "mean s", "R²", "bias", "within 90% bound")
     for name, each in document["forecast"].items():
         if each["requests"]:

@@ -4,8 +4,9 @@ All that happens at one time is decided upon once: arrivals and engines post the
 settles, its orders reach the engines, and only then do those between two iterations go on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from qlm_sim.cluster.clock import LATE, Alarm, Clock
@@ -62,7 +63,7 @@ class Cluster:
         solver: Solver,
         *,
         longest_leap: int,
-        slowdown: float,
+        perturb: float | Mapping[str, float],
         order_s: float,
         report_interval_s: float,
         progress: Callable[[int, int], None] | None,
@@ -79,9 +80,8 @@ class Cluster:
         self._progress = progress
         self._due: list[SimEngine] = []
         self._order_s = order_s
-        self._slowdown = slowdown
-        self._times: dict[int, StepTimes] = {}
-        """By the id of a StepCost, which like instances share."""
+        self._times: dict[tuple[int, float], StepTimes] = {}
+        """By the id of a StepCost, which like instances share, and the factor on it."""
         self._engines = {
             spec.id: SimEngine(
                 spec,
@@ -91,7 +91,9 @@ class Cluster:
                 self._due,
                 self.runtime.post,
                 longest_leap=longest_leap,
-                times_of=self._times_of,
+                times_of=partial(
+                    self._times_of, perturb if isinstance(perturb, float) else perturb.get(spec.id, 1.0)
+                ),
             )
             for spec in instances
         }
@@ -117,8 +119,8 @@ class Cluster:
         """Engines that had an order since they were last reported asleep."""
         self._set_timer(0.0, self.runtime.wake_at)
 
-    def _times_of(self, step: StepCost) -> StepTimes:
-        return self._times.setdefault(id(step), StepTimes(step, self._slowdown))
+    def _times_of(self, factor: float, step: StepCost) -> StepTimes:
+        return self._times.setdefault((id(step), factor), StepTimes(step, factor))
 
     def run(self, until_s: float) -> SimulationEnd:
         self.clock.run_instants(self._end_of_instant, until_s)
@@ -250,15 +252,15 @@ def simulate(
     engine: Literal["leap", "stepping"] = "leap",
     until_s: float | None = None,
     report_interval_s: float = 1.0,
-    perturb: float = 1.0,
+    perturb: float | Mapping[str, float] = 1.0,
     order_s: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulationEnd:
     """Run ``workload`` until every request is over, or until ``until_s``.
 
     ``engine``: "leap" goes from one change of a batch to the next, "stepping" through every iteration;
-    both give the same times. ``perturb``: factor on the engines' step times, so that they differ from
-    what their profiles promise the core. ``order_s``: seconds from an order to its
+    both give the same times. ``perturb``: factor on the engines' step times, of all or by instance, so that
+    they differ from what their profiles promise the core. ``order_s``: seconds from an order to its
     engine; one that answers to the end of an iteration then finds the next under way, as over HTTP.
     ``progress(done, requests)`` is called now and then. The run also ends, with requests unfinished, when
     nothing more can happen.
@@ -271,7 +273,7 @@ def simulate(
         recorder,
         solver or NoSolver(),
         longest_leap=1 if engine == "stepping" else 1 << 62,
-        slowdown=perturb,
+        perturb=perturb,
         order_s=order_s,
         report_interval_s=report_interval_s,
         progress=progress,

@@ -57,6 +57,10 @@ class Estimator(Protocol):
         generated and to come."""
         ...
 
+    def slowness(self, ledger: InstanceLedger, model: str) -> float:
+        """Seconds that the instance takes of ``model`` per second of its profile."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:

@@ -25,3 +25,6 @@ class Untaught:
 
     def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:
         return len(ledger.running) * PRIOR_MEAN_TOKENS
+
+    def slowness(self, ledger: InstanceLedger, model: str) -> float:
+        return 1.0

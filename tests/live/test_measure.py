@@ -89,6 +89,25 @@ def test_what_comes_in_the_warm_up_is_served_and_not_counted(tmp_path, capsys):
     assert (tmp_path / "events.jsonl").read_text().count('["RequestArrived"') == 30
 
 
+def test_engines_are_simulated_as_fast_as_they_were_in_the_warm_up(tmp_path, capsys):
+    """An engine four times as slow as its profile is known for it by the 24 requests of the warm-up."""
+    (tmp_path / "slow.toml").write_text(CONFIG + "speed = 0.25\n")
+    rows = [(0.05 * i if i < 24 else 5.0 + 0.3 * i, "mistral-7b", "batch", 20, 20) for i in range(32)]
+    lines = ["arrival_s,model,slo_class,prompt_tokens,output_tokens", *(",".join(map(str, r)) for r in rows)]
+    (tmp_path / "trace.csv").write_text("\n".join(lines) + "\n")
+    flags = ["trace.csv", "--config", "slow.toml", "--warm-up", "10", "--quiet"]
+    assert main(["compare", *flags, "--policy", "vllm", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)["vllm"]
+    assert 2.0 < document["times_as_slow"]["e0"] < 5.0
+    error, alone = (document[key]["e2e_s.mean"]["error"] for key in ("figures", "figures_by_profile"))
+    assert alone < -0.6
+    assert abs(error) < 0.6 * abs(alone)
+    assert main(["compare", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "as slow as in the warm-up" in said
+    assert "by profiles alone" in said
+
+
 def test_profiles_of_two_engines_are_measured_in_step_with_their_swaps(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(profile, "SWAP_ROUNDS", 1)
     engine = CONFIG[CONFIG.index("[[engine]]") :].replace("seqs = 4", "seqs = 2") + "max_model_len = 256\n"
