@@ -107,7 +107,9 @@ def run(out: Path, quick: bool) -> None:
         " the engines can do by their profiles, half of them interactive "
         f"({INTERACTIVE_S:.0f} s to the first token), half batch ({BATCH_S:.0f} s), and at one time a file "
         f"of batch work for each model, {BURST_ENGINE_S:.0f} s of an engine each. Profiles from "
-        "`qlm-live profile`, of both engines at the same time; nothing is fitted to the runs."
+        "`qlm-live profile`, of both engines at the same time. Engines are simulated as fast as they were in "
+        f"the first {start:.0f} s of each run, the warm-up, which is no part of the figures; nothing else is "
+        "fitted to the runs."
     )
     write(out, "live_cpu", "Real vLLM on CPU, live and simulated", text, document)
 

@@ -1,7 +1,7 @@
 """Real vLLM engines that serve several models: measured, offered a trace, simulated, under two policies.
 
 What experiments/live_cpu.py and experiments/gpu/live_gpu.py share. The engines are measured while idle, and
-nothing else is fitted: the live runs take no part in the profiles by which they are simulated.
+simulated as fast as they were in the warm-up; nothing else of the live runs has a part in their simulation.
 """
 
 import io
