@@ -82,17 +82,17 @@ def run_compare(args: argparse.Namespace) -> int:
     pairs = [
         (
             replace(each.run, name=f"{each.run.name}, live"),
-            replace(same.run, name=f"{each.run.name}, simulated"),
+            replace(as_fast.run, name=f"{each.run.name}, simulated"),
         )
-        for each, (_, same) in zip(live, simulated, strict=True)
+        for each, (_, as_fast) in zip(live, simulated, strict=True)
     ]
     _write(args, [run for pair in pairs for run in pair], table)
     document: dict[str, Any] = {}
-    for each, (profiled, same) in zip(live, simulated, strict=True):
+    for each, (profiled, as_fast) in zip(live, simulated, strict=True):
         document[each.run.name] = {
-            "figures": _figures(each.run, same.run),
+            "figures": _figures(each.run, as_fast.run),
             "figures_by_profile": _figures(each.run, profiled.run),
-            "times_as_slow": same.perturb,
+            "times_as_slow": as_fast.perturb,
             "forecast": forecast_accuracy(each.run.requests, each.offered.told),
             "failed": dict(each.offered.failed),
             "cpu_s": each.cpu_s,

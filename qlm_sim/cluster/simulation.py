@@ -92,7 +92,7 @@ class Cluster:
                 self.runtime.post,
                 longest_leap=longest_leap,
                 times_of=partial(
-                    self._times_of, perturb if isinstance(perturb, float) else perturb.get(spec.id, 1.0)
+                    self._times_of, perturb.get(spec.id, 1.0) if isinstance(perturb, Mapping) else perturb
                 ),
             )
             for spec in instances

@@ -165,6 +165,9 @@ def test_perturbed_engine_is_slower_by_the_factor() -> None:
     plain, _ = run([(0.0, 100, 50)], instance(step=Step()))
     slow, _ = run([(0.0, 100, 50)], instance(step=Step()), perturb=1.5)
     assert slow.finishes()["r0"] == pytest.approx(1.5 * plain.finishes()["r0"])
+    for name, factor in (("i0", 1.5), ("i1", 1.0)):
+        one, _ = run([(0.0, 100, 50)], instance(step=Step()), perturb={name: 1.5})
+        assert one.finishes()["r0"] == pytest.approx(factor * plain.finishes()["r0"])
 
 
 def test_fewer_tokens_than_sequences_are_refused() -> None:
