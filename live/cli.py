@@ -19,9 +19,24 @@ _EXAMPLES = """examples:
 """
 
 
+_EXTRA = ("aiohttp", "httptools", "multipart", "prometheus_client", "redis", "starlette", "uvicorn", "uvloop")
+"""What the extra "live" brings, as imported."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    return run_command("qlm-live", build_parser, argv)
+    try:
+        return run_command("qlm-live", build_parser, argv)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in _EXTRA:
+            raise
+        print(
+            f"qlm-live: error: {missing} is not installed; it comes with pip install 'qlm[live]', "
+            "in a checkout pip install -e '.[live]'",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def build_parser() -> Parser:

@@ -56,3 +56,24 @@ def test_what_cannot_serve_does_not_say_that_it_serves(
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert "serving on" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["serve CONFIG", "compare --config CONFIG", "fake-engine llama-2-7b --port 0"]
+)
+def test_what_the_extra_brings_is_named_where_it_is_missing(command: str, tmp_path: Path) -> None:
+    config = tmp_path / "live.toml"
+    config.write_text(engines())
+    argv = [str(config) if part == "CONFIG" else part for part in command.split()]
+    code = "import sys; from live.cli import _EXTRA, main; sys.modules.update(dict.fromkeys(_EXTRA)); "
+    code += f"sys.exit(main({argv}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 2, done.stderr
+    assert "is not installed; it comes with pip install 'qlm[live]'" in done.stderr
+    assert done.stderr.count("\n") == 1
