@@ -26,8 +26,8 @@ from qlm_sim.solver.turns import in_turn
 
 _NEVER = float("inf")
 MOST_INTERVALS = 4
-"""Where no models are swapped: while plans leave the queues as they are, the next one comes after twice as
-long, up to so many intervals."""
+"""Where all that waits is of one model and SLO class: while plans leave the queues as they are, the next one
+comes after twice as long, up to so many intervals. What comes of another class is not kept waiting for it."""
 MAX_EVICTIONS = 3
 """Most times that one request is evicted to make room for a more urgent one of its model."""
 
@@ -81,7 +81,9 @@ class QlmPolicy:
         self._replan_at = -_NEVER if self._balancing else _NEVER
         """Not before; and not while nothing waits."""
         self._intervals = 1
-        """So many from the last plan to the next."""
+        """So many from the last plan to the next ..."""
+        self._only_class: str | None = None
+        """... as all that it was made for is of this class."""
         self._one_model = len(by_model(ledgers)) == 1
         """No instance ever leaves its model, so that nothing waits for one that has left it."""
 
@@ -129,6 +131,9 @@ class QlmPolicy:
         if not (item.attempt or self._one_model):
             self._visits.arrived(item.request, now)
         group = self._queues.join(item, now)
+        if self._intervals > 1 and item.request.slo_class != self._only_class:
+            self._intervals = 1
+            self._replan_at = self._asked_at + self._replan_interval_s
         home = group.instance
         helper = self._helper(model, home) if self._hungry.get(model) else None
         if len(group.items) > 1 and self._queues.of[home][0].key.model == self._ledgers[home].model:
@@ -266,6 +271,11 @@ class QlmPolicy:
         if not self._one_model:
             # What the plan expects to miss concerns those that it leaves alone too.
             return tuple(self._ledgers)
-        self._intervals = 1 if changed else min(2 * self._intervals, MOST_INTERVALS)
+        classes = {group.slo_class for group in self._asked.groups}
+        if changed or len(classes) > 1:
+            self._intervals = 1
+        else:
+            self._intervals = min(2 * self._intervals, MOST_INTERVALS)
+            (self._only_class,) = classes
         self._replan_at = self._asked_at + self._intervals * self._replan_interval_s
         return changed

@@ -275,10 +275,11 @@ def test_no_target_is_so_tight_that_its_eviction_comes_too_late(slo_s, make_inst
 
 
 def test_plans_that_change_nothing_come_less_often(make_instance, make_request):
-    """Each after twice as long as the one before, up to four intervals; after a change, one again."""
+    """Each after twice as long as the one before, up to four intervals; after a change or where another class
+    comes, one again."""
     instances = [make_instance(name, max_num_seqs=1) for name in ("i0", "i1")]
     core = make_core("qlm", instances, SchedulerSettings(replan_interval_s=1.0))
-    arrivals = [RequestArrived(make_request(f"r{n}", slo_class=f"class-{n}")) for n in range(4)]
+    arrivals = [RequestArrived(make_request(f"r{n}")) for n in range(4)]
     *_, replan = core.handle(0.0, arrivals)
     now, intervals = 0.0, []
     for changed in (False, False, False, True, False):
@@ -289,5 +290,8 @@ def test_plans_that_change_nothing_come_less_often(make_instance, make_request):
         intervals.append(core.wake_at - now)
         now = core.wake_at
         (replan,) = core.handle(now, [TimerFired()])
-    assert sum(map(len, queues.values())) == 2
     assert intervals == [2.0, 4.0, 4.0, 1.0, 2.0]
+    core.handle(now, [PlanReady(Plan(replan.problem.number, queues, 0.0, evaluations=0))])
+    assert core.wake_at == now + 4.0
+    core.handle(now + 0.5, [RequestArrived(make_request("r4", slo_class="tight", slo_s=2.0, at=now + 0.5))])
+    assert core.wake_at == now + 1.0
