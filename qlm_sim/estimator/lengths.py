@@ -228,9 +228,13 @@ class _Level:
         at_risk = np.cumsum(leaves[::-1])[::-1] - (leaves - ends) / 2
         least = TAIL_REQUESTS[1]
         if self._wider is None:
-            # Outputs may be far from the prior's mean: the exponential that fits what was seen.
-            seen = float(tokens.sum()) + float(sums.sum()) + MEAN_REQUESTS * PRIOR_MEAN_TOKENS
-            prior, least = _exponential(seen / (finished + MEAN_REQUESTS)), TAIL_REQUESTS[0]
+            # Outputs may be far from the prior's mean: the exponential that fits what was seen. Tokens of
+            # what runs keep its mean from falling, as the shortest end first, but do not raise it: a file of
+            # work that began at one time would seem endless until the first of it ends.
+            requests = finished + MEAN_REQUESTS
+            ended = (float(sums.sum()) + MEAN_REQUESTS * PRIOR_MEAN_TOKENS) / requests
+            mean = min(ended + float(tokens.sum()) / requests, max(ended, PRIOR_MEAN_TOKENS))
+            prior, least = _exponential(mean), TAIL_REQUESTS[0]
         # The prior counts as requests of its own, as many at least as ``least`` in each bin.
         weight = np.maximum(PRIOR_REQUESTS * prior.reaching[:-1], least)
         ending = (ends + weight * prior.ending) / (np.maximum(at_risk, ends) + weight)

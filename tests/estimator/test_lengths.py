@@ -81,6 +81,13 @@ def test_running_requests_keep_early_finishes_from_looking_typical():
     assert lengths.of_model("a").mean == pytest.approx(300, rel=0.2)
 
 
+def test_a_file_of_work_does_not_seem_endless_before_its_first_end():
+    lengths = OutputLengths()
+    for number in range(256):
+        lengths.began(f"r{number}", KIND, Running(100.0))
+    assert lengths.of_model("a").mean == pytest.approx(100 + PRIOR_MEAN_TOKENS, rel=0.1)
+
+
 def test_a_request_that_left_early_counts_as_longer_than_it_got():
     lengths = OutputLengths()
     for _ in range(500):
