@@ -16,9 +16,9 @@ from qlm_sim.solver.queues import COST, Queue, Saved, insertion_points
 from qlm_sim.solver.starts import by_deadline, by_length, edf_queues, relegating_queues
 
 BUDGET = 60_000
-"""Groups followed through queues per plan."""
+"""Groups followed through queues per plan ..."""
 MANY = 1_000
-"""Of more groups than so many half of it: passes over all of them take as long as the other half."""
+"""... and half of it for more groups than so many: passes over all of them take as long as the other half."""
 NOTHING_AT_STAKE = 0.005
 """A plan whose misses, lateness and swaps cost less than this share of one missed request is good."""
 WORTH_CHANGING = 0.02
@@ -42,10 +42,13 @@ WORSE, WORST = 1.05, 1.1
 """How far the cost may rise in one round, and above the best, for the next round to go on from there."""
 
 
-def solve(problem: PlanProblem, budget: int = BUDGET) -> Plan:
-    """A good plan for ``problem``, found within ``budget`` groups followed, plus a few passes over all."""
-    if len(problem.groups) > MANY:
-        budget //= 2
+def solve(problem: PlanProblem, budget: int | None = None) -> Plan:
+    """A good plan for ``problem``, found within ``budget`` groups followed, plus a few passes over all.
+
+    None: ``BUDGET``, or half of it for many groups.
+    """
+    if budget is None:
+        budget = BUDGET if len(problem.groups) <= MANY else BUDGET // 2
     moves = Moves(problem, budget)
     _search(moves, budget)
     return Plan(problem.number, moves.plan(), moves.cost(), evaluations=budget - moves.left)
