@@ -43,7 +43,10 @@ NAMES = {
     "completed_at last_token_at",
 }
 """Names of columns, the plainest first; case, blanks and dashes do not matter. The last two are on the
-arrivals' clock, not durations; a ``first_token_time`` without a time of the finish is a duration."""
+arrivals' clock, not durations; but see ``AMBIGUOUS``."""
+
+AMBIGUOUS, LONGEST_S = "first_token_time", 86_400.0
+"""A column of that name holds durations where nothing tells when requests finished, and all are so short."""
 
 UNITS_S = {
     "": 1.0,
@@ -57,8 +60,12 @@ UNITS_S = {
 }
 """What may follow the name of a time."""
 
-CLOCKS_S = ((1e17, 1e-9), (1e14, 1e-6), (1e11, 1e-3))
-"""Unix times beyond so much are in nano-, micro- or milliseconds: in seconds they lie past the year 5000."""
+UNNAMED = 1e11
+"""Points in time beyond so much are not in seconds: that would be past the year 5000 ..."""
+CLOCKS_S = (1e-3, 1e-6, 1e-9)
+"""... but in one of these units, in which they are Unix times ..."""
+YEARS_S = (946_684_800.0, 4_102_444_800.0)
+"""... of the years 2000 to 2100."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def read_request_log(path: str) -> RequestLog:
     in those units, or ISO 8601 dates. First tokens and finishes may be points in time as well.
     """
     table, columns, notes = _open(path)
-    if "finished_at_s" not in columns and "ttft_s" not in columns and "first_token_at_s" in columns:
+    if _tells_durations(table, columns):
         columns["ttft_s"] = columns.pop("first_token_at_s")
     for name in ("arrival_s", "prompt_tokens", "output_tokens"):
         if name not in columns:
@@ -138,12 +145,15 @@ def _arranged(
         notes.append(f"{path}: {empty:,} of {len(full):,} requests are left out: no prompt or no output")
     rows = np.flatnonzero(full)
     rows = rows[np.argsort(arrival_s[rows], kind="stable")]
+    measured = {name: values[rows] for name, values in measured.items() if np.isfinite(values[rows]).any()}
+    if not measured:
+        raise InputError(f"{path}: the columns of measured times are empty; a time in some row is wanted")
     return RequestLog(
         path=path,
         arrival_s=arrival_s[rows] - arrival_s[rows[0]],
         prompt_tokens=prompt[rows],
         output_tokens=output[rows],
-        measured={name: values[rows] for name, values in measured.items()},
+        measured=measured,
         notes=tuple(notes),
     )
 
@@ -160,9 +170,7 @@ def _open(path: str) -> tuple[Table, dict[str, tuple[str, float]], list[str]]:
     if not start:
         raise InputError(f"{path}: the file is empty")
     if start.startswith(b"PAR1"):
-        import pyarrow.parquet as pq
-
-        columns = _columns(pq.read_schema(path).names)
+        columns = _columns(list(read_parquet(path, ()).found))
         return read_parquet(path, _wanted(columns)), columns, notes
     if start.startswith(b"[") or (start.startswith(b"{") and _is_one_object(path)):
         table = _json_table(path, notes)
@@ -180,7 +188,7 @@ def _wanted(columns: Mapping[str, tuple[str, float]]) -> list[str]:
 
 
 def _columns(found: list[str]) -> dict[str, tuple[str, float]]:
-    plain = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in reversed(found)}
+    plain = {_plain(name): name for name in reversed(found)}
     columns = {}
     for ours, names in NAMES.items():
         units = UNITS_S if ours.endswith("_s") else {"": 1.0}
@@ -192,10 +200,26 @@ def _columns(found: list[str]) -> dict[str, tuple[str, float]]:
     return columns
 
 
+def _plain(column: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
+
+
+def _tells_durations(table: Table, columns: Mapping[str, tuple[str, float]]) -> bool:
+    """Whether what is named as the time of the first token is the time that it took."""
+    column, unit_s = columns.get("first_token_at_s", ("", 1.0))
+    if not _plain(column).startswith(AMBIGUOUS) or {"ttft_s", "finished_at_s"} & set(columns):
+        return False
+    try:
+        longest = float(np.nanmax(_times(table, column, unit_s), initial=0.0))
+    except InputError:  # dates
+        return False
+    return longest <= LONGEST_S
+
+
 def _is_one_object(path: str) -> bool:
     """Whether the file is a single JSON object, not one per line."""
     with open_trace(path) as (file, _):
-        first = file.readline()
+        first = next(filter(bytes.strip, file), b"")
         rest = file.read(1 << 12).strip()
     if not rest:
         return b'"input_lens"' in first or b'"ttfts"' in first
@@ -233,6 +257,13 @@ def _bench_table(path: str, result: dict[str, Any], notes: list[str]) -> Table:
             f"{path}: no list {', '.join(missing)}; a result of vllm bench serve --save-result "
             "--save-detailed holds one per request"
         )
+    for number, (ttft, gaps) in enumerate(zip(result["ttfts"], result["itls"], strict=False), 1):
+        if not _is_number(ttft):
+            raise InputError(f"{path}: ttfts of request {number}: {shorten(ttft)}; a number would be right")
+        if not isinstance(gaps, list) or not all(map(_is_number, gaps)):
+            raise InputError(
+                f"{path}: itls of request {number}: {shorten(gaps)}; a list of numbers would be right"
+            )
     e2e = [ttft + sum(gaps) for ttft, gaps in zip(result["ttfts"], result["itls"], strict=False)]
     starts = result.get("start_times")
     if not starts:
@@ -250,6 +281,10 @@ def _bench_table(path: str, result: dict[str, Any], notes: list[str]) -> Table:
     return Table(path, len(starts), columns, tuple(columns), lambda row: f"request {row + 1}")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 # Columns.
 
 
@@ -262,9 +297,17 @@ def _moments(table: Table, column: str, unit_s: float) -> Floats:
             return table.instants(column)
         except InputError:
             raise error from None
-    largest = float(values.max(initial=0.0))
-    clock_s = next((seconds for beyond, seconds in CLOCKS_S if largest > beyond), unit_s)
-    return values * (clock_s if unit_s == 1.0 else unit_s)
+    row = int(values.argmax()) if len(values) else 0
+    if unit_s == 1.0 and len(values) and values[row] > UNNAMED:
+        clocks = [each for each in CLOCKS_S if YEARS_S[0] <= values[row] * each < YEARS_S[1]]
+        if not clocks:
+            raise table.error(
+                row,
+                f"{column} is {values[row]:.0f}, no Unix time in any unit; a name that ends in its unit "
+                "(_ms, _us, _ns) would be right",
+            )
+        unit_s = clocks[0]
+    return values * unit_s
 
 
 def _since(table: Table, column: tuple[str, float], arrival_s: Floats) -> Floats:

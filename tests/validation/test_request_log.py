@@ -134,6 +134,38 @@ def test_first_token_time_without_a_finish_is_a_duration(tmp_path):
     assert read_request_log(str(path)).measured["ttft_s"].tolist() == [0.5, 0.25]
 
 
+@pytest.mark.parametrize("name", ["first_token_time", "first_token_at", "first_token_timestamp"])
+def test_a_first_token_on_the_arrivals_clock_is_a_point_in_time(name, tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(f"arrival,prompt,output,{name},tpot\n1700000000,5,3,1700000000.5,0.1\n")
+    log = read_request_log(str(path))
+    assert log.measured["ttft_s"] == pytest.approx([0.5], abs=1e-5)
+    assert log.measured["e2e_s"] == pytest.approx([0.7], abs=1e-5)
+
+
+def test_a_column_of_times_without_any_is_left_out(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("arrival,prompt,output,ttft,queue\n0,5,3,0.5,\n9,5,3,0.25,\n")
+    assert list(read_request_log(str(path)).measured) == ["ttft_s"]
+
+
+def test_parquet_may_be_compressed_and_must_be_whole(tmp_path):
+    plain, path = tmp_path / "plain.parquet", tmp_path / "log.parquet"
+    pd.DataFrame({"arrival": [0.0], "prompt": [5], "output": [3], "ttft": [0.5]}).to_parquet(plain)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_request_log(str(path)).measured["ttft_s"].tolist() == [0.5]
+    path.write_bytes(plain.read_bytes()[:-20])
+    with pytest.raises(InputError, match="not a whole Parquet file"):
+        read_request_log(str(path))
+
+
+def test_json_lines_may_begin_with_a_blank_one(tmp_path):
+    path = tmp_path / "log.jsonl"
+    row = '{"arrival": %d, "prompt": 5, "output": 3, "ttft": 0.5}\n'
+    path.write_text("\n" + row % 0 + row % 1)
+    assert len(read_request_log(str(path))) == 2
+
+
 def test_a_finish_before_the_arrival_is_told_with_its_place(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("arrival,prompt,output,finished_at\n0,5,3,0.5\n9,5,3,1.5\n")
@@ -157,6 +189,9 @@ def test_requests_without_output_are_left_out_and_told(tmp_path):
     assert log.notes == (f"{path}: 1 of 2 requests are left out: no prompt or no output",)
 
 
+BENCH = '{"input_lens": [5, 5], "output_lens": [1, 1], "ttfts": [%s], "itls": [%s], "request_rate": "inf"}'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -170,6 +205,10 @@ def test_requests_without_output_are_left_out_and_told(tmp_path):
         ("arrival,prompt,output,ttft,e2e\n0,1,9,35.5,3.3\n", "line 2: the first token takes 35.5 s"),
         ("", "the file is empty"),
         ('{"ttfts": [1]}', "no list input_lens, output_lens, itls"),
+        (BENCH % ("0.1, null", "[], []"), "ttfts of request 2: None; a number would be right"),
+        (BENCH % ("0.1, 0.2", "0.1, 0.1"), "itls of request 1: 0.1; a list of numbers would be right"),
+        ("arrival,prompt,output,ttft\n0,1,1,\n", "the columns of measured times are empty"),
+        ("arrival,prompt,output,ttft\n5e13,1,1,1\n", "line 2: arrival is 50000000000000, no Unix time"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(text, message, tmp_path):
