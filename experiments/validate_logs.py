@@ -87,7 +87,7 @@ def vtc_log(path: Path) -> RequestLog:
 
 def target(case: Case) -> Target:
     model, gpu, version = load_model(case.model), load_gpu(case.gpu), load_engine(case.engine)
-    config = EngineConfig(**(default_limits(gpu.name, gpu.memory_bytes.value) | case.settings))
+    config = EngineConfig(**(default_limits(gpu.title, gpu.memory_bytes.value) | case.settings))
     placed = deploy(model, gpu, 1, config, engine=version.name, storage_bytes_per_s=2e9)
     return Target(model, gpu, 1, version, config, placed)
 

@@ -13,13 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from qlm_sim.errors import InputError
 from qlm_sim.validation.request_log import RequestLog
+
+T = TypeVar("T")
 
 TIMEOUT_S = 300.0
 FRESH_TOKENS = 8
@@ -140,11 +142,12 @@ class Server:
 
     def facts(self, served_model: str | None) -> ServerFacts:
         """From /v1/models, /version and /metrics; the first model is taken where none is named."""
-        models = json.loads(self._get("/v1/models"))["data"]
-        names = [each["id"] for each in models]
-        if served_model is not None and served_model not in names:
-            raise InputError(f"{self._url}: serves {', '.join(names)}, not {served_model}")
-        entry = next(each for each in models if served_model in (None, each["id"]))
+        said = self._get("/v1/models")
+        models = self._json("/v1/models", said, lambda found: {each["id"]: each for each in found["data"]})
+        wanted = served_model or next(iter(models), "")
+        if wanted not in models:
+            raise InputError(f"{self._url}: serves {', '.join(models) or 'no model'}, not {wanted or 'one'}")
+        entry = models[wanted]
         version = self._optional("/version")
         metrics = self._optional("/metrics") or ""
 
@@ -155,10 +158,19 @@ class Server:
         return ServerFacts(
             served_model=entry["id"],
             max_model_len=entry.get("max_model_len"),
-            version=json.loads(version)["version"] if version else None,
+            version=self._json("/version", version, lambda found: str(found["version"])) if version else None,
             num_gpu_blocks=label("num_gpu_blocks"),
             block_size=label("block_size"),
         )
+
+    def _json(self, path: str, answer: str, read: Callable[[Any], T]) -> T:
+        """What ``read`` takes from the answer."""
+        try:
+            return read(json.loads(answer))
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{self._url}: {path} answers {_excerpt(answer.encode())}; is a vLLM server running there?"
+            ) from None
 
     def complete(self, model: str, prompt: list[int], output_tokens: int) -> tuple[float, float, float, int]:
         """(when it was sent, seconds to the first and to the last token, tokens generated), streaming."""

@@ -107,7 +107,7 @@ def real_engine(args: argparse.Namespace) -> RealEngine:
         blocks = num_gpu_blocks(args.engine_log, settings.get("block_size", EngineConfig().block_size))
         settings["num_gpu_blocks"] = blocks
     gpu, version = load_gpu(args.gpu), load_engine(args.engine or DEFAULT_ENGINE)
-    config = EngineConfig(**(default_limits(gpu.name, gpu.memory_bytes.value) | settings))
+    config = EngineConfig(**(default_limits(gpu.title, gpu.memory_bytes.value) | settings))
     if config.max_num_batched_tokens < config.max_num_seqs:
         raise InputError(
             f"--max-num-batched-tokens: found {config.max_num_batched_tokens}, expected at least "

@@ -74,10 +74,11 @@ def _first_of_each_group(scenario: Scenario, specs: Sequence[InstanceSpec]) -> l
 
 def _requests(scenario: Scenario, workload: Workload) -> str:
     span_s = float(workload.arrival_s[-1])
+    rate = f"{number(len(workload) / span_s)}/s over {seconds(span_s)}" if span_s else "all at once"
     prompt, output = workload.prompt_tokens, workload.output_tokens
     return (
         f"{len(workload):,} requests of {scenario.workload.trace}, arrivals {scenario.workload.arrivals}, "
-        f"{number(len(workload) / span_s)}/s over {seconds(span_s)}; prompts {number(prompt.mean())} tokens "
+        f"{rate}; prompts {number(prompt.mean())} tokens "
         f"in the mean, {number(float(np.percentile(prompt, 99)))} at p99, outputs {number(output.mean())} "
         f"and {number(float(np.percentile(output, 99)))}"
     )

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlm_sim.cli.engine_flags import RealEngine, add_engine_flags, real_engine
+from qlm_sim.cli.engine_flags import add_engine_flags, real_engine
 from qlm_sim.cli.parser import Commands
 from qlm_sim.cli.progress import progress, say
 from qlm_sim.errors import InputError
@@ -86,14 +86,16 @@ def run_measure(args: argparse.Namespace) -> int:
     from qlm_sim.models.engines import load_engine
     from qlm_sim.models.specs import load_model
 
+    _check_output(args)
     server, model = Server(args.url), load_model(args.model)
     facts = server.facts(args.served_model_name)
     if args.engine is None and facts.version is not None:
         args.engine = "vllm-" + ".".join(facts.version.split("+")[0].split(".")[:2])
         load_engine(args.engine)
     for flag in ("num_gpu_blocks", "block_size", "max_model_len"):
-        if getattr(args, flag) is None:
+        if getattr(args, flag) is None and not (flag == "num_gpu_blocks" and args.engine_log is not None):
             setattr(args, flag, getattr(facts, flag))
+    _targets(args)  # so that what is wrong with the flags is told before the server is measured
     with progress(args.quiet) as update:
         log = sweep(
             server,
@@ -103,7 +105,10 @@ def run_measure(args: argparse.Namespace) -> int:
             progress=lambda done, total: update("measuring the server", done, total),
         )
     if args.log is not None:
-        pd.DataFrame(log_rows(log)).to_csv(args.log, index=False)
+        try:
+            pd.DataFrame(log_rows(log)).to_csv(args.log, index=False)
+        except OSError as error:
+            raise InputError(f"{args.log}: cannot be written: {error.strerror or error}") from None
     return _fit_and_write(args, [Observation(log)], f"{facts.served_model} at {args.url}")
 
 
@@ -114,10 +119,9 @@ def _fit_and_write(args: argparse.Namespace, observations: "Sequence[Observation
     from qlm_sim.calibration.fit import fit_factors
     from qlm_sim.calibration.profile_file import profile_toml
 
+    _check_output(args)
     target = _target(args, observations)
     out = Path(args.out or f"{target.gpu.name.lower()}-fitted.toml")
-    if out.suffix != ".toml":
-        raise InputError(f"--out: found {out}, expected a file name that ends in .toml")
     say(f"fitting {target.gpu.name} to {what}", args.quiet)
     result = fit_factors(target, observations)
     source = f"{target.gpu.name} scaled to {what} under {target.version.name} by qlm-sim profile fit"
@@ -132,25 +136,50 @@ def _fit_and_write(args: argparse.Namespace, observations: "Sequence[Observation
     return 0
 
 
+def _check_output(args: argparse.Namespace) -> None:
+    if args.out is not None and not args.out.endswith(".toml"):
+        raise InputError(f"--out: found {args.out}, expected a file name that ends in .toml")
+    for flag in ("out", "log"):
+        path = getattr(args, flag, None)
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise InputError(f"--{flag}: found {path}, expected a file in a directory that is there")
+
+
 def _target(args: argparse.Namespace, observations: "Sequence[Observation]") -> "Target":
     """The engine to start from: the GPU that is named, or the shipped one that errs least."""
-    from qlm_sim.calibration.fit import Target, shipped_error
+    from qlm_sim.calibration.fit import shipped_error
+
+    targets, refusal = _targets(args), None
+    if len(targets) == 1:
+        return targets[0]
+    errors = {}
+    for number, each in enumerate(targets):
+        try:
+            errors[number] = shipped_error(each, observations)
+        except InputError as error:  # its memory is too small for some request
+            refusal = error
+    if not errors:
+        raise refusal or InputError("no GPU profile ships")
+    return targets[min(errors, key=lambda number: errors[number])]
+
+
+def _targets(args: argparse.Namespace) -> "list[Target]":
+    """The engine on the GPU that is named, or on each shipped one that it fits."""
+    from qlm_sim.calibration.fit import Target
     from qlm_sim.models.hardware import gpu_names
 
-    def target(engine: RealEngine) -> Target:
-        return Target(engine.model, engine.gpu, engine.tp, engine.version, engine.config, engine.placed())
-
-    if args.gpu is not None:
-        return target(real_engine(args))
-    candidates, refusal = [], None
-    for name in gpu_names():
+    found, refusal = [], None
+    for name in gpu_names() if args.gpu is None else [args.gpu]:
         try:
-            candidates.append(target(real_engine(argparse.Namespace(**{**vars(args), "gpu": name}))))
+            engine = real_engine(argparse.Namespace(**{**vars(args), "gpu": name}))
+            placed = engine.placed()
         except InputError as error:
             refusal = error
-    if not candidates:
+            continue
+        found.append(Target(engine.model, engine.gpu, engine.tp, engine.version, engine.config, placed))
+    if not found:
         raise refusal or InputError("no GPU profile ships")
-    return min(candidates, key=lambda each: shipped_error(each, observations))
+    return found
 
 
 def _print(result: "FitResult", target: "Target", what: str, console: "object") -> None:

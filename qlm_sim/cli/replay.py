@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         from qlm_sim.event_log import is_event_log
         from qlm_sim.replay import policies_of, replay_repeatedly
         from qlm_sim.report.table import print_comparison
+        from qlm_sim.report.why import explained
         from qlm_sim.report.write import check_output, summary_json, write_results
 
     if args.trace is not None and is_event_log(args.trace):
@@ -117,12 +118,8 @@ def run(args: argparse.Namespace) -> int:
             report=not args.no_report,
         )
     if args.explain:
-        from qlm_sim.report.why import plan_lines
-
-        for run in runs:
-            for plan in run.plans:
-                for line in plan_lines(plan):
-                    print(f"{run.name}: {line}", file=sys.stderr if args.json else sys.stdout)
+        for line in explained(runs):
+            print(line, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         sys.stdout.write(summary_json(runs, table))
     else:

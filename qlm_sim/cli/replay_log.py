@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
         from qlm_sim.plan_log import PlanLog
         from qlm_sim.policies import POLICIES
         from qlm_sim.report.table import print_comparison
+        from qlm_sim.report.why import explained
         from qlm_sim.report.write import check_output, plain, summary_json, write_results
 
     changes = overrides(args, load_scenario(DEFAULT_SCENARIO)).values()
@@ -74,7 +75,11 @@ def run(args: argparse.Namespace) -> int:
             command=f"qlm-sim replay {Path(args.trace).name}",
             scenario_toml=toml_text(table),
             notes=[_said(verdict)],
+            report=not args.no_report,
         )
+    if args.explain:
+        for line in explained([run]):
+            print(line, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         document = json.loads(summary_json([run], table))
         document["decisions"] = plain(asdict(verdict) | {"header": None})
@@ -83,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_comparison([run], Console(file=sys.stdout))
         print(_said(verdict))
-        print(f"report: {out / 'report.html'}")
+        print(f"results: {out}" if args.no_report else f"report: {out / 'report.html'}")
     return 0 if verdict.difference is None else 1
 
 

@@ -60,14 +60,22 @@ def load_scenario(
 
 def _with_whole_paths(scenario: Scenario, folder: Path, changes: Mapping[str, Any]) -> Scenario:
     """Paths of a file are relative to it, those of a change to where we are."""
+
+    def whole(path: str, key: str) -> str:
+        return str(((Path() if key in changes else folder) / path).absolute())
+
     workload = scenario.workload
     if workload.trace not in BUILT_IN:
-        base = Path() if "workload.trace" in changes else folder
-        workload = replace(workload, trace=str((base / workload.trace).absolute()))
-    models = {
-        name: ModelConfig(str((folder / model.config).absolute())) for name, model in scenario.models.items()
-    }
-    return replace(scenario, workload=workload, models=models)
+        workload = replace(workload, trace=whole(workload.trace, "workload.trace"))
+    if workload.tokenizer is not None:  # or a name of Hugging Face's
+        tokenizer = whole(workload.tokenizer, "workload.tokenizer")
+        workload = replace(workload, tokenizer=tokenizer if Path(tokenizer).exists() else workload.tokenizer)
+    models = {name: ModelConfig(whole(model.config, "")) for name, model in scenario.models.items()}
+    cluster = tuple(
+        replace(group, gpu=whole(group.gpu, "cluster")) if group.gpu.endswith(".toml") else group
+        for group in scenario.cluster
+    )
+    return replace(scenario, workload=workload, models=models, cluster=cluster)
 
 
 def _tables(name_or_file: str) -> tuple[dict[str, Any], Path, str]:

@@ -21,7 +21,7 @@ class SloClass:
     """
 
     name: str
-    ttft_s: float | None
+    ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
     weight: float = 1.0

@@ -10,6 +10,9 @@ import numpy as np
 
 from qlm_sim.metrics.columns import FloatColumn, RequestColumns
 
+LEAST_BURST = 10
+"""So many waiting requests at least make a burst: fewer may just have come."""
+
 
 @dataclass(frozen=True, slots=True)
 class Saturation:
@@ -28,8 +31,8 @@ def saturation(requests: RequestColumns) -> Saturation:
     (independent arrivals and services), so growth beyond 2 sqrt(2 n), and beyond 2 % of those n, is more
     than chance. If the second half still brought more than a quarter of it (steady growth brings half,
     a start that settles nothing), the run is saturated. So is one where over half of all requests wait
-    when the last one arrives, however short the arrivals (a burst). Requests that were refused or failed
-    do not count.
+    when the last one arrives, however short the arrivals (a burst, if they are not just a few). Requests that
+    were refused or failed do not count.
     """
     kept = ~requests.rejected
     arrived = requests.arrival_s[kept]
@@ -57,7 +60,7 @@ def saturation(requests: RequestColumns) -> Saturation:
             f"Saturated: the backlog still grew when arrivals ended ({course}); in a longer run latencies "
             "would be longer.",
         )
-    if last > len(arrived) / 2:
+    if last > max(len(arrived) / 2, LEAST_BURST - 1):
         return Saturation(
             True,
             f"Saturated: {last:,.0f} of {len(arrived):,} requests waited when the last one arrived; "

@@ -45,11 +45,11 @@ def check_limits(profile: ModelOnInstance, config: EngineConfig) -> None:
         )
 
 
-def default_limits(gpu: str, memory_bytes: float) -> dict[str, int]:
+def default_limits(gpu_title: str, memory_bytes: float) -> dict[str, int]:
     """max_num_seqs and max_num_batched_tokens of vLLM V1's API server where nothing sets them.
 
     vLLM takes larger ones on GPUs of 70 GiB and more, the A100 excepted (its engine arguments, since 0.8).
     """
-    if memory_bytes >= 70 * 2**30 and not gpu.lower().startswith("a100"):
+    if memory_bytes >= 70 * 2**30 and "a100" not in gpu_title.lower():
         return {"max_num_seqs": 1024, "max_num_batched_tokens": 8192}
     return {"max_num_seqs": 256, "max_num_batched_tokens": 2048}

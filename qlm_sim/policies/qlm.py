@@ -65,6 +65,8 @@ class QlmPolicy:
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
         self._ledgers = ledgers
+        # A plan under way is of groups and instances that are no more.
+        self._problems += 1
         self._snapshot = SnapshotTaker(ledgers, self._estimator, self._weights)
         asked = self._estimator
         if isinstance(asked, AskedEstimator):

@@ -113,7 +113,7 @@ def attainment_columns(runs: Sequence[PolicyRun]) -> list[Column]:
     ]
     if not any(run.summary["refused"] for run in runs):
         return [overall, *classes]
-    refused = Column("refused", ("refused",), "{:,}".format)
+    refused = Column("refused", ("refused",), count)
     admitted = Column("of admitted", ("slo_attainment", "admitted"), percent, max)
     return [overall, refused, admitted, *classes]
 

@@ -87,8 +87,7 @@ def report_html(
 <main>
 <h1>{escape(title)}</h1>
 <p class="headline">{escape(headline(runs))}</p>
-<p class="faint">One run of each policy on the same requests, from one seed: small differences may be chance.
-Requests that were unfinished or rejected count as missed.</p>
+<p class="faint">{_basis(runs)} Requests that were unfinished or rejected count as missed.</p>
 {_warnings([*warnings(runs), *notes])}
 <h2>The policies compared</h2>
 {_comparison(runs, attainment_columns(runs))}
@@ -113,6 +112,16 @@ requests.</p>
 </body>
 </html>
 """
+
+
+def _basis(runs: Sequence[PolicyRun]) -> str:
+    repeats = runs[0].summary.get("repeats")
+    if repeats is None:
+        return "One run of each policy on the same requests, from one seed: small differences may be chance."
+    return (
+        f"Means over {repeats} runs of each policy, each from a seed whose requests all policies get, with "
+        "half-widths of 95 % confidence. The pictures are of the first seed."
+    )
 
 
 def _warnings(sentences: Sequence[str]) -> str:

@@ -18,6 +18,14 @@ def plan_lines(plan: PlanExplanation) -> Iterator[str]:
         yield f"  {move_text(move)}"
 
 
+def explained(runs: Sequence[PolicyRun]) -> Iterator[str]:
+    """Every plan of every run in words, with the policy's name before each line."""
+    for run in runs:
+        for plan in run.plans:
+            for line in plan_lines(plan):
+                yield f"{run.name}: {line}"
+
+
 def move_text(move: GroupMove) -> str:
     """One move in words."""
     where = (

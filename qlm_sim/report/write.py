@@ -18,7 +18,10 @@ from qlm_sim.report.html import report_html
 from qlm_sim.report.why import plans_jsonl
 
 _DIGITS = 9
-_OURS = ("summary.json", "requests.parquet", "plans.jsonl", "report.html")
+_PICTURES = ("attainment", "ttft", "load", "queue_by_class", "timeline", "scatter")
+_OURS = ("summary.json", "requests.parquet", "plans.jsonl", "report.html", *map("{}.png".format, _PICTURES))
+_KEYS = ({"scenario", "policies"}, {"log", "metrics", "saturation"})
+"""What a summary.json of a comparison has, and one of a validation."""
 
 
 def summary_json(runs: Sequence[PolicyRun], scenario: Mapping[str, Any]) -> str:
@@ -38,11 +41,11 @@ def check_output(out_dir: Path) -> None:
         raise InputError(f"{out_dir}: is a file; results need a directory")
     if out_dir.is_dir():
         names = sorted(entry.name for entry in out_dir.iterdir())
-        foreign = [name for name in names if name not in _OURS and not name.endswith(".png")]
-        if names and "summary.json" not in names:
+        foreign = [name for name in names if name not in _OURS]
+        if names and not _is_ours(out_dir / "summary.json"):
             raise InputError(
-                f"{out_dir}: holds {names[0]} and no summary.json, so it is no result of ours and is left "
-                "alone; name a new or empty directory"
+                f"{out_dir}: holds {(foreign or names)[0]} and no summary.json of a run, so it is no result "
+                "of ours and is left alone; name a new or empty directory"
             )
         if foreign:
             raise InputError(
@@ -52,6 +55,14 @@ def check_output(out_dir: Path) -> None:
     nearest = next(folder for folder in out_dir.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{out_dir}: cannot be written, {nearest} is not a directory we may write to")
+
+
+def _is_ours(summary: Path) -> bool:
+    try:
+        document = json.loads(summary.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and any(keys <= document.keys() for keys in _KEYS)
 
 
 def write_results(

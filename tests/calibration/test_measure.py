@@ -76,3 +76,36 @@ def test_no_server_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     error = capsys.readouterr().err
     assert error.startswith("qlm-sim: error: http://127.0.0.1:9: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--out mine.json", "--out: found mine.json, expected a file name that ends in .toml"),
+        (
+            "--log nowhere/mine.csv",
+            "--log: found nowhere/mine.csv, expected a file in a directory that is there",
+        ),
+        ("--gpu H1000", "GPU 'H1000' is not known"),
+        ("--engine-log none.log", "none.log: no such file"),
+    ],
+)
+def test_what_is_wrong_with_the_flags_is_told_before_anything_is_measured(
+    flags: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server_module, "sweep", None)
+    with fake_vllm(slower(Factors()), num_gpu_blocks=700, max_model_len=512) as url:
+        assert main(f"profile measure --url {url} --model llama-2-7b --quiet {flags}".split()) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", ["<html>", "[]", '{"data": [{}]}', '{"data": []}'])
+def test_what_is_no_vllm_server_is_told_in_one_line(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_get", lambda self, path: answer)
+    with pytest.raises(InputError, match=r"is a vLLM server running there\?|serves no model"):
+        Server("http://127.0.0.1:1").facts(None)

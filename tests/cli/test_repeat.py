@@ -44,3 +44,8 @@ def test_the_table_shows_the_confidence(capsys: pytest.CaptureFixture[str]) -> N
 def test_no_repeat_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN.split(), "--repeat", "0"]) == 2
     assert "--repeat: found 0, expected a whole number at least 1" in capsys.readouterr().err
+
+
+def test_the_report_says_that_figures_are_means_of_seeds() -> None:
+    policies("--repeat 2")
+    assert "Means over 2 runs of each policy" in Path("o/report.html").read_text()

@@ -120,3 +120,24 @@ def test_a_real_log_is_met(
     assert found["metrics"]["e2e_s"]["mape"] <= 0.03
     assert found["metrics"]["tpot_s"]["mape"] <= 0.03
     assert abs(found["metrics"]["ttft_s"]["error"]["mean"]) <= 0.05
+
+
+def test_a_profile_of_another_name_has_the_limits_of_its_gpu(
+    log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = (ROOT / "qlm_sim/hardware_profiles/a100-80.toml").read_text()
+    Path("mine.toml").write_text(shipped.replace('name = "A100-80"', 'name = "mine"'))
+    own, named = (
+        summary(f"validate log.csv --gpu {gpu} --model mistral-7b --json --quiet --out {out}", capsys)
+        for gpu, out in (("mine.toml", "a"), ("A100-80", "b"))
+    )
+    assert own["kv_capacity_tokens"] == named["kv_capacity_tokens"]
+
+
+def test_without_a_gpu_the_fit_starts_from_one_that_the_requests_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("long.csv").write_text("arrival,prompt,output,ttft,e2e\n0,60000,50,9.0,12.0\n60,500,50,0.1,1.5\n")
+    command = "profile fit long.csv --model llama-3.1-8b --out mine.toml --quiet"
+    assert main(command.split()) == 0

@@ -225,3 +225,31 @@ def test_shares_add_up_to_one_whatever_their_scale(tmp_path: Path) -> None:
     doubled = replace(scenario, mix=tuple(replace(entry, share=2 * entry.share) for entry in scenario.mix))
     assert sum(model_shares(scenario).values()) == pytest.approx(1)
     assert model_shares(doubled) == pytest.approx(model_shares(scenario))
+
+
+def test_paths_of_a_file_are_relative_to_it_and_those_of_flags_to_where_we_are(
+    tmp_path: Path, monkeypatch
+) -> None:
+    for place, gpu in (("file", "a10.toml"), ("here", "h100.toml")):
+        (tmp_path / place).mkdir()
+        shipped = resources.files("qlm_sim.hardware_profiles").joinpath(gpu).read_text()
+        (tmp_path / place / "gpu.toml").write_text(shipped)
+        (tmp_path / place / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "here")
+    lines = MINIMAL.replace('"A10"', '"gpu.toml"').replace(
+        "workload.rate_rps = 1", 'workload.rate_rps = 1\nworkload.tokenizer = "tokenizer.json"'
+    )
+    scenario = load(lines, tmp_path / "file")
+    assert scenario.cluster[0].gpu == str(tmp_path / "file" / "gpu.toml")
+    assert scenario.workload.tokenizer == str(tmp_path / "file" / "tokenizer.json")
+    group = table_of(scenario)["cluster"][0] | {"gpu": "gpu.toml"}
+    assert load(lines, tmp_path / "file", {"cluster": [group]}).cluster[0].gpu == str(
+        tmp_path / "here/gpu.toml"
+    )
+
+
+def test_a_class_may_promise_the_last_token_alone(tmp_path: Path) -> None:
+    slo = '[[slo]]\nname = "interactive"\ne2e_s = 60\n'
+    scenario = load(MINIMAL + slo, tmp_path)
+    assert scenario.slo == (SloClass("interactive", ttft_s=None, e2e_s=60.0),)
+    assert load(toml_text(table_of(scenario)), tmp_path) == scenario

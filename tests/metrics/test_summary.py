@@ -150,3 +150,11 @@ def test_conclude_keeps_what_the_recorder_knew(by_hand):
     run = conclude("qlm", by_hand, (QUICK, SLOW), end_s=200.0)
     assert run.summary == known
     assert len(run.requests) == 10
+
+
+def test_a_few_that_have_just_come_are_no_burst():
+    for requests in (1, 2, 9):
+        recorder = RunRecorder()
+        for number in range(requests):
+            served(recorder, f"r{number}", "quick", 0.0, 1.0, 2.0, 2)
+        assert not saturation(recorder.requests()).saturated

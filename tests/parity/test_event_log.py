@@ -160,3 +160,19 @@ def test_a_packed_log_is_recognised_and_other_files_are_not(make_instance, tmp_p
     assert not is_event_log(__file__)
     assert not is_event_log(str(tmp_path))
     assert not is_event_log(str(tmp_path / "none"))
+
+
+def test_the_replay_of_a_log_explains_plans_and_leaves_out_the_report(
+    make_instance, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    path = logged(tmp_path / "log.jsonl", "qlm", make_instance, gap_s=0.05)
+    assert main(["replay", str(path), "--out", "o", "--no-report", "--explain", "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert "results: o" in told
+    assert ", plan " in told
+    assert sorted(each.name for each in (tmp_path / "o").iterdir()) == [
+        "plans.jsonl",
+        "requests.parquet",
+        "summary.json",
+    ]

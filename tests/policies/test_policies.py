@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qlm_sim.cluster.simulation import simulate
 from qlm_sim.core.actions import Evict, Pull, Reject, SwapModel
-from qlm_sim.core.events import PlanReady, RequestArrived, TimerFired
+from qlm_sim.core.events import InstanceDown, PlanReady, RequestArrived, TimerFired
 from qlm_sim.core.plan import Plan
 from qlm_sim.core.types import Lso, SloClass
 from qlm_sim.errors import InputError
@@ -295,3 +295,16 @@ def test_plans_that_change_nothing_come_less_often(make_instance, make_request):
     assert core.wake_at == now + 4.0
     core.handle(now + 0.5, [RequestArrived(make_request("r4", slo_class="tight", slo_s=2.0, at=now + 0.5))])
     assert core.wake_at == now + 1.0
+
+
+def test_a_plan_from_before_an_instance_left_is_not_put_in_force(make_instance, make_request):
+    """Its groups are no more, though new ones may have their numbers."""
+    served = {"i0": ("a",), "i1": ("a", "b"), "i2": ("a",)}
+    core = make_core(
+        "qlm", [make_instance(*each, max_num_seqs=1) for each in served.items()], SchedulerSettings()
+    )
+    *_, replan = core.handle(0.0, [RequestArrived(make_request(f"r{n}")) for n in range(6)])
+    plan = Plan(replan.problem.number, {"i0": tuple(range(20)), "i1": ()}, 0.0, evaluations=0)
+    late = [RequestArrived(make_request(f"s{n}", model="b", at=0.5)) for n in range(3)]
+    core.handle(0.5, [InstanceDown("i2"), *late, PlanReady(plan)])
+    assert {group.key.model for group in core.policy.order(core.ledgers["i0"], 0.5)} <= {"a"}

@@ -214,3 +214,15 @@ def test_a_run_that_breaks_off_leaves_no_half_written_result(runs, tmp_path, mon
 def test_matplotlib_and_pyarrow_are_imported_only_when_results_are_written():
     code = "import sys, qlm_sim.report.write; print({'matplotlib', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_pictures_and_summaries_of_others_are_left_alone(runs, tmp_path):
+    write(tmp_path / "out", runs)
+    (tmp_path / "out" / "holiday.png").write_bytes(b"sea")
+    with pytest.raises(InputError, match=r"holiday\.png"):
+        write(tmp_path / "out", runs)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "summary.json").write_text('{"score": 1}')
+    with pytest.raises(InputError, match=r"holds summary\.json and no summary\.json of a run"):
+        check_output(other)
