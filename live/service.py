@@ -6,8 +6,10 @@ engines, and what these say comes back on the jobs' tickets.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from live.clock import Settler, WallClock
@@ -32,6 +34,8 @@ Listener = Callable[[float, Sequence[Event], Sequence[Action]], None]
 """Told each settle: (seconds since the start, events, actions)."""
 
 DRAIN_POLL_S = 0.05
+QUICK_S, FORECASTING = 1e-3, 0.2
+"""Forecasts that take longer may take this share of the time, so that there is time to serve."""
 CANCELLED = 499
 """nginx's status for a client that went away."""
 
@@ -181,11 +185,22 @@ class Service:
     def forecast(self, request_id: str) -> Forecast | None:
         """The wait, from now, for the first token of a job; None where it has one, or where its model has
         no engine now."""
-        return self.core.forecast(request_id, self.now())
+        return self._forecast(partial(self.core.forecast, request_id))
 
     def forecast_new(self, request: Request) -> Forecast | None:
         """The wait of a request if it arrived now; None where its model has no engine now."""
-        return self.core.forecast_new(request, self.now()) if self.core.serves(request.model) else None
+        if not self.core.serves(request.model):
+            return None
+        return self._forecast(partial(self.core.forecast_new, request))
+
+    def _forecast(self, ask: Callable[[float], Forecast | None]) -> Forecast | None:
+        """In a burst everybody asks, of a line that always changes: what takes long serves for a while."""
+        began = time.perf_counter()
+        forecast = ask(self.now())
+        took_s = time.perf_counter() - began
+        if took_s > QUICK_S:
+            self.core.forecaster.fresh_s = took_s / FORECASTING
+        return forecast
 
     def checkpoint(self, request_id: str, least_tokens: int) -> Resume | None:
         """How far a job that does not stream has come, to go on from there after a restart.

@@ -152,10 +152,9 @@ class _Reply:
     async def run(self, *, options: StreamOptions | None, token_ids: bool, progress_s: float | None) -> None:
         """``options``: of the stream; None answers whole."""
         entries = self._entries
-        for entry in entries:
-            entry.estimate = self._intake.estimate(entry)
-            entry.at_once = entry.pulled
-        first = max((entry.estimate for entry in entries if entry.estimate), key=_median, default=None)
+        last = entries[-1]  # of several prompts it waits longest
+        first = last.estimate = self._intake.estimate(last)
+        last.at_once = last.pulled
         extra = self._headers(first)
         if options is None:
             await self._answer_whole(extra)
@@ -299,10 +298,6 @@ def _comment(estimate: Estimate) -> bytes:
         f": queued position={estimate.position} estimated_wait_ms={estimate.median_s * 1000:.0f} "
         f"p90_ms={estimate.p90_s * 1000:.0f}\n\n"
     ).encode()
-
-
-def _median(estimate: Estimate) -> float:
-    return estimate.median_s
 
 
 def _progress_s(headers: Mapping[str, str]) -> float | None:

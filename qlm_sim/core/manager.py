@@ -110,7 +110,8 @@ class QueueManager:
     # Questions. What is asked, and when, changes no decision.
 
     @cached_property
-    def _forecaster(self) -> Forecaster:
+    def forecaster(self) -> Forecaster:
+        """Who is asked."""
         return self._make_forecaster()
 
     def forecast(self, request_id: str, now: float) -> Forecast | None:
@@ -130,7 +131,7 @@ class QueueManager:
             standing = self.policy.standing(item, now)
         elif item.state is EVICTING:
             standing = self.policy.standing_of_new(item.request, now)
-        return self._forecaster.forecast(item, standing, self.ledgers, self.policy.order, now)
+        return self.forecaster.forecast(item, standing, self.ledgers, self.policy.order, now)
 
     def forecast_new(self, request: Request, now: float) -> Forecast:
         """The wait of a request if it arrived now. It is not let in, and nothing is kept of it.
@@ -138,7 +139,7 @@ class QueueManager:
         Its model must be one that an instance may serve (``serves``).
         """
         standing = self.policy.standing_of_new(request, now)
-        return self._forecaster.forecast(Tracked(request), standing, self.ledgers, self.policy.order, now)
+        return self.forecaster.forecast(Tracked(request), standing, self.ledgers, self.policy.order, now)
 
     def serves(self, model: str) -> bool:
         """Whether some instance that is up may serve the model."""

@@ -83,6 +83,9 @@ Order = Callable[[InstanceLedger, float], Sequence[RequestGroup]]
 class Forecaster(Protocol):
     """Forecasts waits. Decides nothing, and leaves nothing behind that a decision could read."""
 
+    fresh_s: float
+    """What was forecast of a line serves for so long at least, in seconds. Who asks may change it."""
+
     def forecast(
         self,
         item: Tracked,

@@ -60,6 +60,7 @@ class WaitEstimator:
         self._service = service
         self._overtaking = overtaking
         self._by_deadline = engines_by_deadline
+        self.fresh_s = 0.0
         self._lines: dict[str, LineForecast] = {}
 
     def forecast(
@@ -189,7 +190,7 @@ class WaitEstimator:
         line = self._lines.get(ledger.id)
         if line is not None and line.tells_of(model, ahead):
             mean_s = line.wait(model, ahead, float(item.context_tokens), now).mean_s
-            if now - line.made_at <= STALE_SHARE * min(mean_s, line.span_s):
+            if now - line.made_at <= max(self.fresh_s, STALE_SHARE * min(mean_s, line.span_s)):
                 return line
         groups = order(ledger, now)
         if groups or self._sent(ledger):

@@ -39,7 +39,7 @@ def test_a_new_forecast_of_the_line(benchmark, core):
     name = last(core)
 
     def new():
-        core._forecaster._lines.clear()
+        core.forecaster._lines.clear()
         return core.forecast(name, 0.1)
 
     assert benchmark(new).mean_s > 10

@@ -316,3 +316,17 @@ def test_samples_of_a_long_group_stand_for_all_of_it(make_scene, make_request, m
     monkeypatch.setattr("qlm_sim.estimator.wait.SINGLE_ENTRIES", 10**6)
     singly = [scene.line().wait("a", ahead, 100, 0.0).mean_s for ahead in (600, 2000, 4000)]
     assert sampled == pytest.approx(singly, rel=0.02)
+
+
+def test_what_was_forecast_serves_as_long_as_it_is_to(make_scene):
+    scene = full_batch(make_scene, waiting=2)
+    made = []
+    forecast_line = scene.estimator.line
+    scene.estimator.line = lambda *told: made.append(told) or forecast_line(*told)
+    for now in (0.0, 10.0):
+        scene.forecast(scene.items[0], now)
+    assert len(made) == 2
+    scene.estimator.fresh_s = 5.0
+    for now in (14.0, 16.0):
+        scene.forecast(scene.items[0], now)
+    assert len(made) == 3
