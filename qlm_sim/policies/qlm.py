@@ -59,14 +59,14 @@ class QlmPolicy:
         self._replan_interval_s = replan_interval_s
         self._first_token_only = first_token_only
         self._balancing = balancing
-        self._problems = 0
+        self._problems = -1
+        """The number of the last one that counts: a start leaves one out."""
         self._loosest_slo_s = 0.0
         """Of all requests so far."""
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
         self._ledgers = ledgers
-        # A plan under way is of groups and instances that are no more.
-        self._problems += 1
+        self._problems += 1  # a plan under way is of groups that are no more
         self._snapshot = SnapshotTaker(ledgers, self._estimator, self._weights)
         asked = self._estimator
         if isinstance(asked, AskedEstimator):
