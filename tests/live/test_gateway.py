@@ -129,6 +129,13 @@ def test_a_rate_is_averaged_over_ten_seconds() -> None:
     assert limit.take(0.75) == pytest.approx(0.25)
 
 
+def test_a_rate_goes_on_when_the_time_begins_anew() -> None:
+    limit = RateLimit(2.0)
+    assert [limit.take(5000.0) for _ in range(20)] == [0.0] * 20
+    assert limit.take(1.0) == 0.5
+    assert limit.take(1.5) == 0.0
+
+
 def test_a_flood_of_one_tenant_does_not_move_the_waits_of_another(tmp_path: Path) -> None:
     """Of the hundreds that a has queued before them, few are served before b's requests."""
     flood, slots, window = 200, 4, 4
