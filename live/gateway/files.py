@@ -49,10 +49,13 @@ class Files:
                 raise ApiError(400, f"{unknown[0]}: not supported here.", param=unknown[0])
             if (upload.size or 0) > self._most_bytes:
                 raise self._too_large()
+            filename = upload.filename or "upload.jsonl"
+            if not _is_text(filename):
+                raise ApiError(400, f"file: found the name {filename!r}, expected Unicode.", param="file")
             record = FileRecord(
                 id=f"file-{uuid.uuid4().hex}",
                 tenant=tenant.name,
-                filename=upload.filename or "upload.jsonl",
+                filename=filename,
                 purpose=str(purpose),
                 bytes=0,
                 created_at=wall_seconds(),
@@ -101,6 +104,15 @@ class Files:
         if file is None or file.tenant != tenant.name:
             raise ApiError(404, f"No such File object: {file_id}", param="id")
         return file
+
+
+def _is_text(name: str) -> bool:
+    """Whether it is Unicode: a form may name an encoding that lets half of a surrogate pair through."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 async def _chunks(upload: UploadFile) -> AsyncIterator[bytes]:

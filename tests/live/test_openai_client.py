@@ -234,6 +234,19 @@ def test_files_come_back_and_belong_to_one_tenant(client: openai.OpenAI) -> None
         client.files.create(file=("x", b"x"), purpose="fine-tune")
 
 
+def test_a_file_name_is_unicode(client: openai.OpenAI, gateway: GatewayProcess) -> None:
+    form = (
+        b'--zz\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        b'--zz\r\ncontent-disposition: form-data; name="file"; filename="\\ud800.jsonl"\r\n\r\n'
+        b"x\r\n--zz--\r\n"
+    )
+    kind = "multipart/form-data; boundary=zz; charset=unicode_escape"
+    answer = gateway.post("/v1/files", form, {"authorization": "Bearer key-a", "content-type": kind})
+    assert answer.status == 400
+    assert r"'\ud800.jsonl'" in json.loads(answer.read())["error"]["message"]
+    assert client.files.list(timeout=10.0)
+
+
 def test_a_batch_runs_to_completion(client: openai.OpenAI) -> None:
     batch = start(client, lines(40))
     assert batch.status == "validating"
