@@ -86,7 +86,7 @@ def parse(raw: bytes | bytearray) -> dict[str, Any]:
     """The body as plain data. Raises ApiError 400 where it is no JSON object."""
     try:
         body = _decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"We could not parse the JSON body of your request: {error}.") from None
     if not isinstance(body, dict):
         raise ApiError(400, f"The body of the request is no JSON object but {type(body).__name__}.")
@@ -131,7 +131,7 @@ def _check_numbers(fields: CompletionBody | ChatBody) -> None:
     for name, value, least, most in bounds:
         if value is not None and not least <= value <= most:
             raise ApiError(
-                400, f"{name}: found {value:g}, expected a number from {least} to {most}.", param=name
+                400, f"{name}: found {value!s:.40}, expected a number from {least} to {most}.", param=name
             )
 
 

@@ -118,6 +118,25 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, gateway: 
     assert answer.status == 400
 
 
+DEEP = b"[" * 5000 + b"]" * 5000
+CHAT_START = b'{"model": "%b", "messages": [{"role": "user", "content": "Hello"}], ' % MODEL.encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT_START + b'"x": ' + DEEP + b"}"),
+        ("/v1/chat/completions", CHAT_START + b'"max_tokens": 1' + b"0" * 400 + b"}"),
+        ("/v1/batches", b'{"output_expires_after": ' + DEEP + b"}"),
+    ],
+    ids=["deep", "long-number", "deep-batch"],
+)
+def test_json_that_is_too_much_is_the_fault_of_the_client(
+    gateway: GatewayProcess, path: str, body: bytes
+) -> None:
+    assert gateway.post(path, body, {"authorization": "Bearer key-a"}).status == 400
+
+
 def test_the_wait_is_told_in_headers(client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(
         model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=2
@@ -268,6 +287,12 @@ def test_a_batch_runs_to_completion(client: openai.OpenAI) -> None:
         client.batches.cancel(batch.id)
 
 
+@pytest.mark.parametrize("limit", ["0", "²", "9" * 5000])
+def test_a_page_has_a_number_of_entries(client: openai.OpenAI, limit: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        client.files.list(extra_query={"limit": limit})
+
+
 def test_lists_come_in_pages(client: openai.OpenAI) -> None:
     ids = [start(client, lines(1)).id for _ in range(3)]
     found = [batch.id for batch in client.batches.list(limit=1)]  # the client asks for page after page
@@ -279,6 +304,7 @@ def test_lists_come_in_pages(client: openai.OpenAI) -> None:
     [
         (b"", "empty_file", None),
         (b"no json", "invalid_json_line", 1),
+        (lines(1).replace(b'"max_tokens": 4', b'"x": ' + DEEP), "invalid_json_line", 1),
         (lines(2) + b"\n" + lines(1), "duplicate_custom_id", 3),
         (lines(1, url="/v1/completions"), "mismatched_endpoint", 1),
         (lines(1, method="GET"), "invalid_method", 1),
