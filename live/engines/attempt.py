@@ -137,7 +137,9 @@ class Attempt:
     def max_tokens(self) -> int:
         """What is left to generate of what the client asked for."""
         body = self.live.job.body
-        most = body.get("max_completion_tokens") or body.get("max_tokens")
+        most = body.get("max_tokens")
+        if self._chat:
+            most = body.get("max_completion_tokens") or most
         return (most or self.live.job.request.max_tokens) - self.kept
 
     @property

@@ -199,6 +199,19 @@ class Instance:
         if live.lost > MOST_LOST or live.crashes > MOST_CRASHES:
             self._refuse(live, number, 502, "every engine that had it was lost")
             return
+        assert self._backend is not None
+        backend = self._backend
+        try:
+            self._begin(live, number, backend)
+        except Exception as error:  # whatever a client may have sent must not break the core
+            log.exception("request %s cannot be sent to engine %s", live.id, self.id)
+            if live.attempt is not None:
+                backend.forget(live.attempt)
+                self._drop(live.attempt)
+                live.attempt.detach()
+            self._refuse(live, number, 400, f"the request cannot be sent to an engine: {error}")
+
+    def _begin(self, live: LiveRequest, number: int, backend: Backend) -> None:
         attempt = live.attempt = Attempt(live, number, self, self._post)
         self.running[live.id] = attempt
         if len(self.running) == 1:
@@ -207,8 +220,7 @@ class Instance:
         if attempt.max_tokens <= 0:
             attempt.finish(attempt.output_tokens)
         else:
-            assert self._backend is not None
-            self._backend.start(attempt)
+            backend.start(attempt)
 
     def _refuse(self, live: LiveRequest, number: int, status: int, reason: str) -> None:
         self._post(RequestFailed(live.id, number, self.id, reason))

@@ -33,6 +33,8 @@ class _Common(msgspec.Struct):
     seed: int | None = None
     user: str | None = None
     logit_bias: dict[str, float] | None = None
+    min_tokens: int | None = None
+    """vLLM's: a request that is resumed reckons with it."""
     metadata: dict[str, Any] | None = None
 
 

@@ -103,6 +103,10 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, gateway: 
     with pytest.raises(openai.BadRequestError, match=r"Expected `float \| null`, got `str`") as caught:
         ask(client, temperature="hot")
     assert caught.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError, match="min_tokens"):
+        ask(client, extra_body={"min_tokens": "5"})
+    with pytest.raises(openai.BadRequestError, match="max_completion_tokens"):
+        ask(client, max_completion_tokens="abc")
     with pytest.raises(openai.BadRequestError, match="at least one message"):
         ask(client, messages=[])
     with pytest.raises(openai.BadRequestError, match="context length") as too_long:
@@ -116,6 +120,14 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, gateway: 
         assert json.loads(answer.read())["error"]["type"]
     answer = gateway.post("/v1/completions", [1], {"authorization": "Bearer key-a"})
     assert answer.status == 400
+
+
+def test_only_a_chat_knows_max_completion_tokens(client: openai.OpenAI) -> None:
+    more = {"max_completion_tokens": "abc"}
+    answer = client.completions.create(model=MODEL, prompt="Hello", max_tokens=4, extra_body=more)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4
+    assert ask(client, max_completion_tokens=3).usage.completion_tokens == 3
 
 
 DEEP = b"[" * 5000 + b"]" * 5000

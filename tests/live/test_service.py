@@ -221,6 +221,22 @@ def test_a_request_that_is_too_long_fails_alone():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("bad", [{"user": "\ud800"}, {"max_tokens": "many"}], ids=["call", "attempt"])
+def test_a_request_that_cannot_be_sent_fails_alone(bad):
+    async def main():
+        instance, _ = fake_instance()
+        async with serving_jobs(instance) as service:
+            (refused,) = await read(service.submit(job(service, "bad", **bad)))
+            assert refused.status == 400
+            assert refused.reason.startswith("the request cannot be sent to an engine: ")
+            assert text_of(await read(service.submit(job(service, "ok")))) == expected_text("ok")
+            await settled(service)
+            assert not instance.running
+            assert service.failure is None
+
+    asyncio.run(main())
+
+
 def test_draining_ends_what_runs_and_gives_back_what_waits():
     async def main():
         instance, _ = fake_instance(max_num_seqs=1)
