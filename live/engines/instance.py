@@ -217,7 +217,7 @@ class Instance:
         if len(self.running) == 1:
             self._heard_at = self._now()
             self._busy.start(self._heard_at)
-        if attempt.max_tokens <= 0:
+        if attempt.max_tokens is not None and attempt.max_tokens <= 0:
             attempt.finish(attempt.output_tokens)
         else:
             backend.start(attempt)

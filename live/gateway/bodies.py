@@ -4,7 +4,7 @@ What OpenAI defines is checked; what an engine adds (vLLM's own parameters) goes
 engine checks it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -165,12 +165,17 @@ def is_pinned(body: Mapping[str, Any], fields: CompletionBody | ChatBody) -> boo
     return any(body.get(name) for name in PINNING)
 
 
-def characters(content: object) -> int:
-    """Characters of text in a message's content, whatever its shape."""
+def texts_of(message: Message) -> list[str]:
+    """The texts of a message's content, without its other parts: images, audio."""
+    content = message.content
     if isinstance(content, str):
-        return len(content)
-    if isinstance(content, Mapping):
-        return sum(characters(each) for each in content.values())
-    if isinstance(content, Sequence):
-        return sum(characters(each) for each in content)
-    return 0
+        return [content]
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def is_plain(fields: ChatBody) -> bool:
+    """Whether the messages are nothing but text."""
+    with_parts = [each for each in fields.messages if isinstance(each.content, list)]
+    return all(len(texts_of(each)) == len(each.content) for each in with_parts)
