@@ -116,7 +116,7 @@ def job(
     return Job(
         request,
         CHAT if chat else COMPLETIONS,
-        {**asked, "stream": stream, "temperature": 0, "ignore_eos": True, **body},
+        {**asked, "stream": stream, "max_tokens": output, "temperature": 0, "ignore_eos": True, **body},
         pinned=pinned,
     )
 

@@ -56,10 +56,10 @@ class GatewayProcess:
             return json.loads(text) if "json" in answer.headers["content-type"] else text
 
     def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Any:
-        """The open answer of a POST; an error is an answer too."""
+        """The open answer of a POST; an error is an answer too. ``body``: data, or bytes as they are."""
         request = urllib.request.Request(
             self.url + path,
-            json.dumps(body).encode(),
+            body if isinstance(body, bytes) else json.dumps(body).encode(),
             {"content-type": "application/json", **(headers or {})},
         )
         try:

@@ -127,18 +127,31 @@ class Attempt:
         else:
             body = dict(job.body)
             body.pop("max_completion_tokens", None)
-        body["max_tokens"] = self.max_tokens
+            body.pop("max_tokens", None)
+        if self.max_tokens is not None:
+            body["max_tokens"] = self.max_tokens
         body["stream"] = body["return_token_ids"] = True
         body["stream_options"] = {"include_usage": True}
         body["request_id"] = call_id
         return Call(call_id, COMPLETIONS if self._resumed else job.endpoint, body)
 
     @property
-    def max_tokens(self) -> int:
-        """What is left to generate of what the client asked for."""
-        body = self.live.job.body
-        most = body.get("max_completion_tokens") or body.get("max_tokens")
-        return (most or self.live.job.request.max_tokens) - self.kept
+    def max_tokens(self) -> int | None:
+        """What is left to generate of what the client asked for.
+
+        A chat without a limit takes what its context leaves. None until the engine has told the prompt's
+        length: it sets the limit itself.
+        """
+        job = self.live.job
+        most = job.body.get("max_tokens")
+        if self._chat:
+            most = job.body.get("max_completion_tokens") or most
+        if most is None and not self._chat:
+            most = job.request.max_tokens
+        if most is None and self._resumed:
+            context_tokens = self.instance.models[job.request.model].max_model_len
+            most = context_tokens - len(self.live.transcript.prompt_token_ids or ())
+        return most - self.kept if most is not None else None
 
     @property
     def output_tokens(self) -> int:

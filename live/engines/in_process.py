@@ -24,10 +24,10 @@ from live.engines.guard import Guard, dismiss, watch_over
 from live.jobs import CHAT
 
 _TAKEN = (
-    "n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos",
-    "min_tokens", "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens",
-    "bad_words", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
-    "allowed_token_ids",
+    "n", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids",
+    "ignore_eos", "min_tokens", "include_stop_str_in_output", "skip_special_tokens",
+    "spaces_between_special_tokens", "bad_words", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logit_bias", "allowed_token_ids",
 )  # fmt: skip
 _REFUSED = (
     "tools", "response_format", "structured_outputs", "logprobs", "top_logprobs", "prompt_logprobs", "echo",
@@ -114,8 +114,7 @@ class InProcessBackend:
         if "logit_bias" in given:
             given["logit_bias"] = {int(token): bias for token, bias in given["logit_bias"].items()}
         return SamplingParams(
-            **{**self._defaults, **given},
-            max_tokens=body["max_tokens"],
+            **{"max_tokens": None, **self._defaults, **given},
             output_kind=RequestOutputKind.DELTA,
         )
 

@@ -168,16 +168,17 @@ class Instance:
                     await self._residency.stop(kill=True)
                     await asyncio.sleep(delay_s)
                 backend = await self._residency.start(self._resident)
+                facts_of = self._residency.facts_of
+                self.models = {name: fitted(each, facts_of(name)) for name, each in self.models.items()}
                 break
             except EngineError as error:
                 log.error("engine %s does not start: %s", self.id, error)
-                delay_s = self._backoff_s
-                self._backoff_s = min(2 * self._backoff_s, self._watch.most_backoff_s)
+            except Exception:
+                log.exception("engine %s does not start", self.id)
+            delay_s = self._backoff_s
+            self._backoff_s = min(2 * self._backoff_s, self._watch.most_backoff_s)
         self._backend = backend
         self.model = self._resident
-        self.models = {
-            name: fitted(promised, self._residency.facts_of(name)) for name, promised in self.models.items()
-        }
         self.status = Status.UP
         self._misses = 0
         self._up_at = self._heard_at = self._now()
@@ -198,16 +199,28 @@ class Instance:
         if live.lost > MOST_LOST or live.crashes > MOST_CRASHES:
             self._refuse(live, number, 502, "every engine that had it was lost")
             return
+        assert self._backend is not None
+        backend = self._backend
+        try:
+            self._begin(live, number, backend)
+        except Exception as error:  # whatever a client may have sent must not break the core
+            log.exception("request %s cannot be sent to engine %s", live.id, self.id)
+            if live.attempt is not None:
+                backend.forget(live.attempt)
+                self._drop(live.attempt)
+                live.attempt.detach()
+            self._refuse(live, number, 400, f"the request cannot be sent to an engine: {error}")
+
+    def _begin(self, live: LiveRequest, number: int, backend: Backend) -> None:
         attempt = live.attempt = Attempt(live, number, self, self._post)
         self.running[live.id] = attempt
         if len(self.running) == 1:
             self._heard_at = self._now()
             self._busy.start(self._heard_at)
-        if attempt.max_tokens <= 0:
+        if attempt.max_tokens is not None and attempt.max_tokens <= 0:
             attempt.finish(attempt.output_tokens)
         else:
-            assert self._backend is not None
-            self._backend.start(attempt)
+            backend.start(attempt)
 
     def _refuse(self, live: LiveRequest, number: int, status: int, reason: str) -> None:
         self._post(RequestFailed(live.id, number, self.id, reason))
@@ -235,7 +248,9 @@ class Instance:
         start = self._now()
         try:
             backend = await self._residency.swap(self.model, model, self._patience_s(model))
-        except EngineError as error:
+        except Exception as error:
+            if not isinstance(error, EngineError):
+                log.exception("engine %s does not swap to %s", self.id, model)
             self.go_down(f"swap to {model}: {error}")
             return
         if self.status is not Status.SWAPPING:
@@ -323,7 +338,9 @@ class Instance:
             try:
                 async with asyncio.timeout(watch.answer_s):
                     state = await backend.state()
-            except (EngineError, TimeoutError) as error:
+            except Exception as error:
+                if not isinstance(error, (EngineError, TimeoutError)):
+                    log.exception("engine %s does not report", self.id)
                 self._misses += 1
                 if self._misses >= MOST_MISSES and self._backend is backend:
                     self.go_down(f"no report: {error or 'it does not answer'}")

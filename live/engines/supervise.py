@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -25,6 +26,8 @@ STOP_S = 15.0
 """Seconds to end in peace after SIGTERM; then it is killed."""
 PROBE_S = 120.0
 """The first token after a start may take that long: kernels are compiled."""
+
+_PLACEHOLDER = re.compile(r"\{(port|model|name)\}")
 
 Connect = Callable[[str, str], Backend]
 """Makes a backend for a server: its URL, and the model that it serves."""
@@ -58,7 +61,11 @@ class AttachedServer:
 
 
 class SupervisedServer:
-    """A server that we start. In its command {port} is a free port and {model} what ``paths`` has for it."""
+    """A server that we start.
+
+    In its command {port} is a free port, {name} the model and {model} what ``paths`` has for it. Other braces
+    stay as they are: servers take JSON.
+    """
 
     def __init__(
         self,
@@ -109,7 +116,7 @@ class SupervisedServer:
         await self.stop(kill=True)
         port = free_port(self._host)
         named = {"port": str(port), "model": self._paths.get(model, model), "name": model}
-        command = [part.format_map(named) for part in self._command]
+        command = [_PLACEHOLDER.sub(lambda found: named[found[1]], part) for part in self._command]
         output = self._open_log()
         self._guard = guard = lead_group()
         try:

@@ -73,7 +73,7 @@ class LineReader:
         """The line's custom_id and body."""
         try:
             found = _decode(row)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _BadLine("invalid_json_line", f"This line is no good request: {error}.", None) from None
         if self.lines == self._max_requests:
             text = f"A batch takes at most {self._max_requests} requests."

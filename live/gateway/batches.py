@@ -51,7 +51,7 @@ class Batches:
         tenant = self._tenants.identify(request.headers.get("authorization"))
         try:
             body = msgspec.json.decode(await request.body(), type=_Create)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ApiError(400, f"{error}.") from None
         if body.output_expires_after is not None:
             raise ApiError(400, "output_expires_after: not supported here.", param="output_expires_after")

@@ -4,7 +4,7 @@ What OpenAI defines is checked; what an engine adds (vLLM's own parameters) goes
 engine checks it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -33,6 +33,8 @@ class _Common(msgspec.Struct):
     seed: int | None = None
     user: str | None = None
     logit_bias: dict[str, float] | None = None
+    min_tokens: int | None = None
+    """vLLM's: a request that is resumed reckons with it."""
     metadata: dict[str, Any] | None = None
 
 
@@ -86,7 +88,7 @@ def parse(raw: bytes | bytearray) -> dict[str, Any]:
     """The body as plain data. Raises ApiError 400 where it is no JSON object."""
     try:
         body = _decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"We could not parse the JSON body of your request: {error}.") from None
     if not isinstance(body, dict):
         raise ApiError(400, f"The body of the request is no JSON object but {type(body).__name__}.")
@@ -131,7 +133,7 @@ def _check_numbers(fields: CompletionBody | ChatBody) -> None:
     for name, value, least, most in bounds:
         if value is not None and not least <= value <= most:
             raise ApiError(
-                400, f"{name}: found {value:g}, expected a number from {least} to {most}.", param=name
+                400, f"{name}: found {value!s:.40}, expected a number from {least} to {most}.", param=name
             )
 
 
@@ -163,12 +165,17 @@ def is_pinned(body: Mapping[str, Any], fields: CompletionBody | ChatBody) -> boo
     return any(body.get(name) for name in PINNING)
 
 
-def characters(content: object) -> int:
-    """Characters of text in a message's content, whatever its shape."""
+def texts_of(message: Message) -> list[str]:
+    """The texts of a message's content, without its other parts: images, audio."""
+    content = message.content
     if isinstance(content, str):
-        return len(content)
-    if isinstance(content, Mapping):
-        return sum(characters(each) for each in content.values())
-    if isinstance(content, Sequence):
-        return sum(characters(each) for each in content)
-    return 0
+        return [content]
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def is_plain(fields: ChatBody) -> bool:
+    """Whether the messages are nothing but text."""
+    with_parts = [each for each in fields.messages if isinstance(each.content, list)]
+    return all(len(texts_of(each)) == len(each.content) for each in with_parts)

@@ -32,7 +32,7 @@ class Files:
     async def create(self, request: Request) -> Response:
         tenant = self._tenants.identify(request.headers.get("authorization"))
         announced = request.headers.get("content-length", "")
-        if announced.isdigit() and int(announced) > self._most_bytes + 2**16:
+        if announced.isdecimal() and int(announced) > self._most_bytes + 2**16:
             raise self._too_large()
         async with request.form(max_files=1) as form:
             upload, purpose = form.get("file"), form.get("purpose")
@@ -49,10 +49,13 @@ class Files:
                 raise ApiError(400, f"{unknown[0]}: not supported here.", param=unknown[0])
             if (upload.size or 0) > self._most_bytes:
                 raise self._too_large()
+            filename = upload.filename or "upload.jsonl"
+            if not _is_text(filename):
+                raise ApiError(400, f"file: found the name {filename!r}, expected Unicode.", param="file")
             record = FileRecord(
                 id=f"file-{uuid.uuid4().hex}",
                 tenant=tenant.name,
-                filename=upload.filename or "upload.jsonl",
+                filename=filename,
                 purpose=str(purpose),
                 bytes=0,
                 created_at=wall_seconds(),
@@ -103,6 +106,15 @@ class Files:
         return file
 
 
+def _is_text(name: str) -> bool:
+    """Whether it is Unicode: a form may name an encoding that lets half of a surrogate pair through."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 async def _chunks(upload: UploadFile) -> AsyncIterator[bytes]:
     while chunk := await upload.read(CHUNK_BYTES):
         yield chunk
@@ -134,7 +146,8 @@ def list_object(data: Sequence[dict[str, Any]], more: bool) -> dict[str, Any]:
 def paged(records: Sequence[T], request: Request, *, most: int) -> tuple[Sequence[T], bool]:
     """The page that ``after`` and ``limit`` ask for, and whether more follows. Raises ApiError 400."""
     text = request.query_params.get("limit", str(min(most, 10_000)))
-    if not text.isdigit() or not 1 <= int(text) <= most:
+    limit = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if not 1 <= limit <= most:
         raise ApiError(
             400, f"limit: found {text!r}, expected a whole number from 1 to {most}.", param="limit"
         )
@@ -145,5 +158,5 @@ def paged(records: Sequence[T], request: Request, *, most: int) -> tuple[Sequenc
         if not places:
             raise ApiError(400, f"after: found {after!r}, expected an id of the list.", param="after")
         start = places[0] + 1
-    end = start + int(text)
+    end = start + limit
     return records[start:end], end < len(records)

@@ -73,7 +73,10 @@ class JobMaker:
     def _most_tokens(
         self, fields: CompletionBody | ChatBody, prompt: object, tokens: int, counter: PromptCounter
     ) -> int:
-        """What may be generated: what the client says, within the context that the prompt leaves."""
+        """What may be generated: what the client says, within the context that the prompt leaves.
+
+        For a chat without a limit only an estimate, for the scheduler: its engine knows what is left.
+        """
         length = self._lengths[fields.model]
         asked = max_tokens_of(fields)
         exact = isinstance(prompt, list) or (counter.exact and not isinstance(fields, ChatBody))

@@ -8,7 +8,7 @@ earlier prompts of the model.
 from typing import Any
 
 from live.config import ModelConfig
-from live.gateway.bodies import ChatBody, CompletionBody, characters
+from live.gateway.bodies import ChatBody, CompletionBody, is_plain, texts_of
 from qlm_sim.errors import InputError
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -47,13 +47,12 @@ class PromptCounter:
         return max(1, round(len(text) * self._tokens / self._characters))
 
     def of_chat(self, fields: ChatBody) -> int:
-        """Tokens of a conversation, about."""
+        """Tokens of a conversation's texts, about. What images take is the engine's to know."""
         if self._tokenizer is None:
             return max(1, round(chat_characters(fields) * self._tokens / self._characters))
-        texts = [each.content for each in fields.messages if isinstance(each.content, str)]
+        texts = [text for message in fields.messages for text in texts_of(message)]
         plain = sum(len(each.ids) for each in self._tokenizer.encode_batch(texts))
-        rest = sum(characters(each.content) for each in fields.messages if not isinstance(each.content, str))
-        return int(plain + rest / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS * len(fields.messages))
+        return plain + TEMPLATE_TOKENS * len(fields.messages)
 
     def learn(self, text_characters: int, tokens: int) -> None:
         """An engine has told how many tokens a prompt of so many characters has."""
@@ -65,11 +64,11 @@ class PromptCounter:
 
 def chat_characters(fields: ChatBody) -> int:
     """Characters of a conversation; each message counts for its place in the template too."""
-    return sum(characters(each.content) + 4 * TEMPLATE_TOKENS for each in fields.messages)
+    return sum(sum(map(len, texts_of(each))) + 4 * TEMPLATE_TOKENS for each in fields.messages)
 
 
 def prompt_characters(fields: CompletionBody | ChatBody, prompt: str | list[int] | None) -> int:
-    """Characters to learn from; 0 where the prompt is no text."""
+    """Characters to learn from; 0 where the prompt is not text alone."""
     if isinstance(fields, ChatBody):
-        return chat_characters(fields)
+        return chat_characters(fields) if is_plain(fields) else 0
     return len(prompt) if isinstance(prompt, str) else 0

@@ -23,8 +23,11 @@ class RateLimit:
         self._at = 0.0
 
     def take(self, now: float) -> float:
-        """Seconds until the next request may come; 0 if this one may, which then counts."""
-        self._held = min(self._most, self._held + (now - self._at) * self._rate)
+        """Seconds until the next request may come; 0 if this one may, which then counts.
+
+        ``now`` begins anew with every service: a gateway that leads again has a new one.
+        """
+        self._held = min(self._most, self._held + max(0.0, now - self._at) * self._rate)
         self._at = now
         if self._held < 1.0:
             return (1.0 - self._held) / self._rate

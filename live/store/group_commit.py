@@ -8,7 +8,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from live.store.interface import StoreError
@@ -43,7 +43,6 @@ class GroupCommit:
         self._connection.close()
 
     def _write_groups(self) -> None:
-        connection = self._connection
         while True:
             group = [self._calls.get()]
             while len(group) < GROUP and not self._calls.empty():
@@ -51,19 +50,27 @@ class GroupCommit:
             calls = [call for call in group if call is not None]
             if calls:
                 try:
-                    connection.execute("BEGIN IMMEDIATE")
-                    for call in calls:
-                        call.run(connection)
-                    connection.execute("COMMIT")
-                except sqlite3.Error as error:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
+                    self._write(calls)
+                except Exception as error:
                     for call in calls:
                         call.error = error
                 for call in calls:
                     call.answer()
             if len(calls) < len(group):
                 return
+
+    def _write(self, calls: "Sequence[_Call]") -> None:
+        """Commit them together. What is raised has undone them all."""
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for call in calls:
+                call.run(connection)
+            connection.execute("COMMIT")
+        except Exception:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
 
 
 class _Call:
@@ -77,11 +84,13 @@ class _Call:
         self.error: Exception | None = None
 
     def run(self, connection: sqlite3.Connection) -> None:
-        """Do it inside the group's transaction; what fails is undone alone."""
+        """Do it inside the group's transaction; what fails is undone alone, where SQLite did not undo all."""
         connection.execute("SAVEPOINT call")
         try:
             self._result = self._work(connection)
-        except sqlite3.IntegrityError as error:
+        except Exception as error:
+            if not connection.in_transaction:
+                raise
             connection.execute("ROLLBACK TO call")
             self.error = error
         connection.execute("RELEASE call")
@@ -96,6 +105,8 @@ class _Call:
         if self.future.cancelled():
             return
         if self.error is not None:
-            self.future.set_exception(StoreError(f"store: {self.error}"))
+            error = StoreError(f"store: {self.error}")
+            error.__cause__ = self.error
+            self.future.set_exception(error)
         else:
             self.future.set_result(self._result)

@@ -133,14 +133,25 @@ def test_a_command_that_ends_at_once_is_an_error_of_one_line():
     asyncio.run(main())
 
 
-def test_starts_that_fail_are_tried_again_ever_more_slowly():
+def test_json_in_a_command_is_left_as_it_is():
+    async def main():
+        command = ["sh", "-c", 'test "$0" = \'{"port": {}}\' && exec "$@"', '{"port": {}}', *FAKE_ENGINE]
+        server = SupervisedServer("i0", command, {"a": "llama-2-7b"}, HttpBackend)
+        await server.start("a")
+        await server.stop(kill=False)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [EngineError("broken"), KeyError("broken")], ids=["expected", "not"])
+def test_starts_that_fail_are_tried_again_ever_more_slowly(error):
     class Broken:
         def __init__(self):
             self.tried = []
 
         async def start(self, model):
             self.tried.append(asyncio.get_running_loop().time())
-            raise EngineError("broken")
+            raise error
 
         async def stop(self, *, kill):
             pass
@@ -253,6 +264,24 @@ def test_a_swap_that_hangs_is_given_up_after_some_times_what_it_was_to_take():
             assert text_of(outputs) == expected_text("r0", "b", 5)
             assert [event.instance for event in downs] == ["i0"]
             assert service.now() - began_at > 2 * WATCH.swap_times * PROFILE.swap_in_s
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("order", "model"), [("wake_up", "b"), ("state", "a")])
+def test_an_engine_that_fails_in_an_unknown_way_is_started_again(order, model):
+    async def main():
+        instance, servers = fake_instance(models=("a", "b"))
+        async with serving_jobs(instance) as service:
+            downs = events_of(service, InstanceDown)
+
+            async def fail(*arguments):
+                raise ValueError("the engine speaks in riddles")
+
+            setattr(servers[model].backend, order, fail)
+            outputs = await read(service.submit(job(service, "r0", model=model, output=300)))
+            assert text_of(outputs) == expected_text("r0", model, 300)
+            assert [event.instance for event in downs] == ["i0"]
 
     asyncio.run(main())
 

@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_gateway import (
@@ -25,7 +26,11 @@ from live_gateway import (
     start_batch,
 )
 
+from live.config import ModelConfig
+from live.gateway.bodies import ChatBody, check
+from live.gateway.prompts import PromptCounter, prompt_characters
 from live.gateway.tenants import RateLimit
+from live.jobs import CHAT
 
 TENANTS = """
 [[tenant]]
@@ -127,6 +132,30 @@ def test_a_rate_is_averaged_over_ten_seconds() -> None:
     assert limit.take(0.0) == 0.5
     assert limit.take(0.5) == 0.0
     assert limit.take(0.75) == pytest.approx(0.25)
+
+
+def test_a_rate_goes_on_when_the_time_begins_anew() -> None:
+    limit = RateLimit(2.0)
+    assert [limit.take(5000.0) for _ in range(20)] == [0.0] * 20
+    assert limit.take(1.0) == 0.5
+    assert limit.take(1.5) == 0.0
+
+
+def test_of_a_message_only_its_texts_are_counted() -> None:
+    def tokens_and_characters(content: object) -> tuple[int, int]:
+        fields = check({"model": MODEL, "messages": [{"role": "user", "content": content}]}, CHAT)
+        assert isinstance(fields, ChatBody)
+        return PromptCounter(ModelConfig(MODEL)).of_chat(fields), prompt_characters(fields, None)
+
+    text = {"type": "text", "text": "What is this?"}
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 40_000}}
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+    tokens, characters = tokens_and_characters("What is this?")
+    assert (tokens, characters) == tokens_and_characters([text])
+    for other in (image, nested):
+        assert tokens_and_characters([text, other]) == (tokens, 0), "nothing is learnt of its length"
 
 
 def test_a_flood_of_one_tenant_does_not_move_the_waits_of_another(tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, gateway: 
     with pytest.raises(openai.BadRequestError, match=r"Expected `float \| null`, got `str`") as caught:
         ask(client, temperature="hot")
     assert caught.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError, match="min_tokens"):
+        ask(client, extra_body={"min_tokens": "5"})
+    with pytest.raises(openai.BadRequestError, match="max_completion_tokens"):
+        ask(client, max_completion_tokens="abc")
     with pytest.raises(openai.BadRequestError, match="at least one message"):
         ask(client, messages=[])
     with pytest.raises(openai.BadRequestError, match="context length") as too_long:
@@ -116,6 +120,33 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, gateway: 
         assert json.loads(answer.read())["error"]["type"]
     answer = gateway.post("/v1/completions", [1], {"authorization": "Bearer key-a"})
     assert answer.status == 400
+
+
+def test_only_a_chat_knows_max_completion_tokens(client: openai.OpenAI) -> None:
+    more = {"max_completion_tokens": "abc"}
+    answer = client.completions.create(model=MODEL, prompt="Hello", max_tokens=4, extra_body=more)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4
+    assert ask(client, max_completion_tokens=3).usage.completion_tokens == 3
+
+
+DEEP = b"[" * 5000 + b"]" * 5000
+CHAT_START = b'{"model": "%b", "messages": [{"role": "user", "content": "Hello"}], ' % MODEL.encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", CHAT_START + b'"x": ' + DEEP + b"}"),
+        ("/v1/chat/completions", CHAT_START + b'"max_tokens": 1' + b"0" * 400 + b"}"),
+        ("/v1/batches", b'{"output_expires_after": ' + DEEP + b"}"),
+    ],
+    ids=["deep", "long-number", "deep-batch"],
+)
+def test_json_that_is_too_much_is_the_fault_of_the_client(
+    gateway: GatewayProcess, path: str, body: bytes
+) -> None:
+    assert gateway.post(path, body, {"authorization": "Bearer key-a"}).status == 400
 
 
 def test_the_wait_is_told_in_headers(client: openai.OpenAI) -> None:
@@ -234,6 +265,19 @@ def test_files_come_back_and_belong_to_one_tenant(client: openai.OpenAI) -> None
         client.files.create(file=("x", b"x"), purpose="fine-tune")
 
 
+def test_a_file_name_is_unicode(client: openai.OpenAI, gateway: GatewayProcess) -> None:
+    form = (
+        b'--zz\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        b'--zz\r\ncontent-disposition: form-data; name="file"; filename="\\ud800.jsonl"\r\n\r\n'
+        b"x\r\n--zz--\r\n"
+    )
+    kind = "multipart/form-data; boundary=zz; charset=unicode_escape"
+    answer = gateway.post("/v1/files", form, {"authorization": "Bearer key-a", "content-type": kind})
+    assert answer.status == 400
+    assert r"'\ud800.jsonl'" in json.loads(answer.read())["error"]["message"]
+    assert client.files.list(timeout=10.0)
+
+
 def test_a_batch_runs_to_completion(client: openai.OpenAI) -> None:
     batch = start(client, lines(40))
     assert batch.status == "validating"
@@ -255,6 +299,12 @@ def test_a_batch_runs_to_completion(client: openai.OpenAI) -> None:
         client.batches.cancel(batch.id)
 
 
+@pytest.mark.parametrize("limit", ["0", "²", "9" * 5000])
+def test_a_page_has_a_number_of_entries(client: openai.OpenAI, limit: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        client.files.list(extra_query={"limit": limit})
+
+
 def test_lists_come_in_pages(client: openai.OpenAI) -> None:
     ids = [start(client, lines(1)).id for _ in range(3)]
     found = [batch.id for batch in client.batches.list(limit=1)]  # the client asks for page after page
@@ -266,6 +316,7 @@ def test_lists_come_in_pages(client: openai.OpenAI) -> None:
     [
         (b"", "empty_file", None),
         (b"no json", "invalid_json_line", 1),
+        (lines(1).replace(b'"max_tokens": 4', b'"x": ' + DEEP), "invalid_json_line", 1),
         (lines(2) + b"\n" + lines(1), "duplicate_custom_id", 3),
         (lines(1, url="/v1/completions"), "mismatched_endpoint", 1),
         (lines(1, method="GET"), "invalid_method", 1),

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from fakes import expected_text, fake_instance, job, read, serving_jobs, text_of
+from fakes import expected_text, fake_instance, job, read, serving_jobs, text_of, tokens_of
 
 from live.jobs import Delta, Failed, Finished, joined
 from qlm_sim.core.actions import Evict, Pull, SwapModel
@@ -217,6 +217,45 @@ def test_a_request_that_is_too_long_fails_alone():
             assert outputs[-1].status == 400
             assert "maximum context length" in outputs[-1].reason
             assert text_of(await read(service.submit(job(service, "ok")))) == expected_text("ok")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_chat_without_a_limit_takes_what_its_context_leaves(crash):
+    """However long its prompt was taken to be, and when it goes on from its tokens too."""
+
+    async def main():
+        instance, servers = fake_instance(max_model_len=300)
+        async with serving_jobs(instance) as service:
+            asked = job(service, "r", chat=True, max_tokens=None)
+            asked = replace(asked, request=replace(asked.request, prompt_tokens=5000, max_tokens=1))
+            ticket = service.submit(asked)
+            if crash:
+                while not any(each.output_tokens > 5 for each in instance.running.values()):
+                    await asyncio.sleep(0.005)
+                await servers["a"].crash()
+            outputs = await read(ticket)
+            prompt_tokens = len(tokens_of("r", chat=True))
+            room = 300 - prompt_tokens
+            assert text_of(outputs) == expected_text("r", output=room, chat=True)
+            assert outputs[-1] == Finished("length", prompt_tokens, room)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bad", [{"user": "\ud800"}, {"max_tokens": "many"}], ids=["call", "attempt"])
+def test_a_request_that_cannot_be_sent_fails_alone(bad):
+    async def main():
+        instance, _ = fake_instance()
+        async with serving_jobs(instance) as service:
+            (refused,) = await read(service.submit(job(service, "bad", **bad)))
+            assert refused.status == 400
+            assert refused.reason.startswith("the request cannot be sent to an engine: ")
+            assert text_of(await read(service.submit(job(service, "ok")))) == expected_text("ok")
+            await settled(service)
+            assert not instance.running
+            assert service.failure is None
 
     asyncio.run(main())
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from live.store import open_store
@@ -106,6 +107,19 @@ async def test_a_file_comes_back_as_it_went_in(store: Store) -> None:
     assert await content_of(store, "file-1") == content
     await store.add_file(a_file(), [b"other"])
     assert await content_of(store, "file-1") == b"other", "a file of the same id is replaced as a whole"
+
+
+async def test_what_cannot_be_written_fails_alone(store: Store) -> None:
+    unwritable = msgspec.structs.replace(a_file("file-2"), filename="\ud800.jsonl")
+    async with asyncio.timeout(10.0):
+        outcomes = await asyncio.gather(
+            store.add_file(a_file("file-1"), [b"x"]),
+            store.add_file(unwritable, [b"x"]),
+            store.add_file(a_file("file-3"), [b"x"]),
+            return_exceptions=True,
+        )
+        assert [isinstance(outcome, Exception) for outcome in outcomes] == [False, True, False]
+        assert {file.id for file in await store.files("a")} == {"file-1", "file-3"}
 
 
 async def test_a_tenant_sees_its_own_files_newest_first(store: Store) -> None:
