@@ -162,6 +162,8 @@ def is_pinned(body: Mapping[str, Any], fields: CompletionBody | ChatBody) -> boo
         return True
     if isinstance(fields, ChatBody) and fields.response_format not in (None, {"type": "text"}):
         return True
+    if isinstance(fields, ChatBody) and not is_plain(fields):
+        return True  # it would go on from its tokens, without images
     return any(body.get(name) for name in PINNING)
 
 

@@ -11,6 +11,9 @@ from live.gateway.slo import Slo
 from live.jobs import Job
 from qlm_sim.core.types import Request
 
+MOST_PROMPTS = 2048
+"""Of one body: each is a request of its own. More belong in a batch."""
+
 
 class JobMaker:
     """From a client's body to jobs: one for each prompt. Batch lines take the same way."""
@@ -47,6 +50,10 @@ class JobMaker:
             prompts: list[Any] = [None]
         else:
             prompts = prompts_of(fields)
+        if len(prompts) > MOST_PROMPTS:
+            raise ApiError(
+                400, f"prompt: found {len(prompts)} prompts, expected at most {MOST_PROMPTS}.", param="prompt"
+            )
         jobs = []
         for number, prompt in enumerate(prompts):
             tokens = counter.of_chat(fields) if isinstance(fields, ChatBody) else counter.of_text(prompt)

@@ -22,16 +22,18 @@ class RateLimit:
         self._held = self._most
         self._at = 0.0
 
-    def take(self, now: float) -> float:
-        """Seconds until the next request may come; 0 if this one may, which then counts.
+    def take(self, now: float, requests: int = 1) -> float:
+        """Seconds until so many requests may come; 0 if they may, which then count.
 
+        Of more than there is ever room for, the next ones wait until all are made up for.
         ``now`` begins anew with every service: a gateway that leads again has a new one.
         """
         self._held = min(self._most, self._held + max(0.0, now - self._at) * self._rate)
         self._at = now
-        if self._held < 1.0:
-            return (1.0 - self._held) / self._rate
-        self._held -= 1.0
+        wanted = min(float(requests), self._most)
+        if self._held < wanted:
+            return (wanted - self._held) / self._rate
+        self._held -= requests
         return 0.0
 
 
@@ -90,14 +92,18 @@ class Tenants:
         return self.all.get(name) or Tenant(name)
 
 
-def check_limits(tenant: Tenant, now: float) -> None:
+def check_limits(tenant: Tenant, now: float, requests: int) -> None:
     """Refuse what is beyond the tenant's own limits. Raises ApiError 429."""
-    if tenant.max_queued is not None and tenant.queued >= tenant.max_queued:
+    if tenant.max_queued is not None and tenant.queued + requests > tenant.max_queued:
         raise retry_later(
-            429, f"Tenant {tenant.name!r} has {tenant.queued} requests queued, its limit.", 1, "queue_full"
+            429,
+            f"Tenant {tenant.name!r} has {tenant.queued} requests queued and asks for {requests} more; "
+            f"its limit is {tenant.max_queued}.",
+            1,
+            "queue_full",
         )
     if tenant.rate is not None:
-        wait_s = tenant.rate.take(now)
+        wait_s = tenant.rate.take(now, requests)
         if wait_s > 0:
             raise retry_later(
                 429, f"Rate limit reached for tenant {tenant.name!r}.", wait_s, "rate_limit_exceeded"

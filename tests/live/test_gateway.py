@@ -27,7 +27,7 @@ from live_gateway import (
 )
 
 from live.config import ModelConfig
-from live.gateway.bodies import ChatBody, check
+from live.gateway.bodies import ChatBody, check, is_pinned
 from live.gateway.prompts import PromptCounter, prompt_characters
 from live.gateway.tenants import RateLimit
 from live.jobs import CHAT
@@ -134,6 +134,19 @@ def test_a_rate_is_averaged_over_ten_seconds() -> None:
     assert limit.take(0.75) == pytest.approx(0.25)
 
 
+def test_each_prompt_of_a_body_counts(tmp_path: Path) -> None:
+    limit = RateLimit(2.0)
+    assert limit.take(0.0, requests=15) == 0.0
+    assert limit.take(0.0, requests=15) == 5.0
+    assert limit.take(7.5, requests=50) == 0.0
+    assert limit.take(7.5) == 15.5
+    tenants = TENANTS.replace('api_key = "key-a"', 'api_key = "key-a"\nmax_queued = 3')
+    with running_gateway(tmp_path, engines() + tenants) as gateway:
+        for prompts, status in ((3, 200), (4, 429), (2049, 400)):
+            body = {**SHORT, "prompt": ["a"] * prompts}
+            assert gateway.post("/v1/completions", body, {"authorization": "Bearer key-a"}).status == status
+
+
 def test_a_rate_goes_on_when_the_time_begins_anew() -> None:
     limit = RateLimit(2.0)
     assert [limit.take(5000.0) for _ in range(20)] == [0.0] * 20
@@ -143,9 +156,12 @@ def test_a_rate_goes_on_when_the_time_begins_anew() -> None:
 
 def test_of_a_message_only_its_texts_are_counted() -> None:
     def tokens_and_characters(content: object) -> tuple[int, int]:
-        fields = check({"model": MODEL, "messages": [{"role": "user", "content": content}]}, CHAT)
+        body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+        fields = check(body, CHAT)
         assert isinstance(fields, ChatBody)
-        return PromptCounter(ModelConfig(MODEL)).of_chat(fields), prompt_characters(fields, None)
+        characters = prompt_characters(fields, None)
+        assert is_pinned(body, fields) == (characters == 0), "an image would be lost on the way"
+        return PromptCounter(ModelConfig(MODEL)).of_chat(fields), characters
 
     text = {"type": "text", "text": "What is this?"}
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 40_000}}
