@@ -83,7 +83,14 @@ class House:
             for endpoint in (COMPLETIONS, CHAT)
         }
         self.runner = BatchRunner(
-            config, store, self.intake, tenants, maker, uuid.uuid4().hex, service.clock.since_start
+            config,
+            store,
+            self.intake,
+            tenants,
+            maker,
+            uuid.uuid4().hex,
+            service.clock.since_start,
+            lambda: service.failure is not None,
         )
         self.feed = DashboardFeed(service, self.intake, metrics, self.runner, config)
         service.add_listener(metrics.settled)
@@ -95,16 +102,19 @@ class House:
         self._running = asyncio.get_running_loop().create_task(self.runner.run())
 
     async def close(self, drain_s: float | None) -> None:
-        """``drain_s``: let running work end for so long; None ends it at once."""
-        self.intake.draining = self.runner.draining = True
-        if drain_s is not None:
-            await self.service.drain(drain_s)
+        """``drain_s``: let interactive work that runs end for so long; None ends it at once.
+
+        Batch lines go back to the store first, so that none is answered with the end of the service.
+        """
+        self.intake.draining = True
         if self._running is not None:
             self._running.cancel()
             with suppress(asyncio.CancelledError):
                 await self._running
         if drain_s is None:
             await self.service.stop()
+        else:
+            await self.service.drain(drain_s)
 
 
 class Gateway:

@@ -58,7 +58,10 @@ RETRY_S = 1.0
 
 
 class BatchRunner:
-    """Start ``run`` as a task; cancel it to stop. What was claimed stays so, for the next leader."""
+    """Start ``run`` as a task; cancel it to stop. What was claimed stays so, for the next leader.
+
+    A line whose service ends or breaks under it is not answered for that: it stays claimed too.
+    """
 
     def __init__(
         self,
@@ -69,9 +72,10 @@ class BatchRunner:
         maker: JobMaker,
         owner: str,
         since_start: Callable[[float], float],
+        broken: Callable[[], bool],
     ) -> None:
-        """``owner``: this life of this gateway. ``since_start``: wall time to the service's time."""
-        self.draining = False
+        """``owner``: this life of this gateway. ``since_start``: wall time to the service's time. ``broken``:
+        whether the service can serve nothing any more."""
         self.lines: dict[str, int] = {"queued": 0, "running": 0}
         """Lines of unfinished batches, for the metrics."""
         self.pace = LinePace()
@@ -81,6 +85,7 @@ class BatchRunner:
         self._maker = maker
         self._owner = owner
         self._since_start = since_start
+        self._broken = broken
         self._window = config.batch.window
         self._max_requests = config.batch.max_requests
         self._class = config.batch_class
@@ -113,12 +118,14 @@ class BatchRunner:
                     async with asyncio.timeout(POLL_S):
                         await self._woken.wait()
         finally:
-            for task in [
+            tasks = [
                 keeping,
                 *self._steps.values(),
                 *(t for each in self._running.values() for t in each.values()),
-            ]:
+            ]
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _round(self) -> None:
         queued = 0
@@ -141,7 +148,7 @@ class BatchRunner:
             elif counts.left == 0:
                 await self._store.move_batch(batch.id, (IN_PROGRESS,), status=FINALIZING, finalizing_at=now)
                 self.wake()
-            elif not self.draining:
+            elif not self._broken():
                 await self._feed(batch, counts)
         running = sum(len(each) for each in self._running.values())
         if not running:
@@ -218,6 +225,7 @@ class BatchRunner:
                 if result is not None:
                     await self._store.finish(batch.id, result)
                     self.pace.answered(self._intake.service.now())
+                if result is not None or self._broken():
                     return
                 await asyncio.sleep(RETRY_S * 2**tried)
         except asyncio.CancelledError:
@@ -234,7 +242,7 @@ class BatchRunner:
                 self.wake()
 
     async def _try(self, batch: BatchRecord, line: Line, tried: int) -> Result | None:
-        """The answer; None where the server itself failed and another try may do better."""
+        """The answer; None where the server itself failed and another try, or another leader, may do better."""
         # What comes in one instant is ordered by id: lines are to be served in the order of their file.
         answer_id = f"{batch.id}-{line.number:06d}" + (f"-{tried}" if tried else "")
         tenant = self._tenants.by_name(batch.tenant)
@@ -266,7 +274,7 @@ class BatchRunner:
             head = AnswerHead(answer_id, batch.endpoint, fields.model, None)
             return answered(line, 200, answer_id, whole(head, pieces, ends))
         except ApiError as error:
-            if (error.status >= 500 or error.status == 429) and tried + 1 < TRIES:
+            if (error.status >= 500 or error.status == 429) and (tried + 1 < TRIES or self._broken()):
                 return None
             return answered(line, error.status, answer_id, error.json())
         finally:

@@ -1,15 +1,18 @@
 """Whatever is killed, gateway or engine: accepted work is answered once, and goes on where it was."""
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_gateway import (
@@ -26,7 +29,74 @@ from live_gateway import (
     start_batch,
 )
 
+from live.build import make_service
+from live.config import load_config
 from live.fake.language import generate, tokenize, words
+from live.gateway import batch_runner
+from live.gateway.app import Gateway, House
+from live.store import open_store
+from live.store.interface import COMPLETED, BatchRecord, Counts, FileRecord, Store
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def leading(folder: Path, toml: str) -> AsyncIterator[tuple[Gateway, House, Store]]:
+    """A gateway in this process that schedules, closed at the end if it is not yet."""
+    (folder / "live.toml").write_text(toml)
+    config = load_config(folder / "live.toml")
+    store = await open_store(config.store.url)
+    gateway = Gateway(config, store, lambda: make_service(config))
+    await gateway.start()
+    assert gateway.house is not None
+    try:
+        yield gateway, gateway.house, store
+    finally:
+        if not gateway.draining:
+            await gateway.close()
+
+
+async def add_batch(store: Store, content: bytes, window_s: int = 86400) -> None:
+    """The batch "batch_1" of that input file."""
+    now = int(time.time())
+    file = FileRecord(
+        id="file-1", tenant="default", filename="in.jsonl", purpose="batch", bytes=0, created_at=now
+    )
+    await store.add_file(file, [content])
+    await store.add_batch(
+        BatchRecord(
+            id="batch_1",
+            tenant="default",
+            endpoint="/v1/completions",
+            input_file_id="file-1",
+            completion_window="24h",
+            created_at=now,
+            expires_at=now + window_s,
+        )
+    )
+
+
+async def batch_of(store: Store) -> tuple[BatchRecord, Counts]:
+    found = await store.batch("batch_1")
+    assert found is not None
+    return found
+
+
+async def until(check: Callable[[], Any]) -> None:
+    """Until ``check`` gives, or awaits, something true."""
+    async with asyncio.timeout(30):
+        while True:
+            found = check()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def ended(store: Store) -> bool:
+    return (await batch_of(store))[0].status == COMPLETED
 
 
 def test_a_batch_survives_kill_9_of_the_gateway(tmp_path: Path) -> None:
@@ -141,6 +211,28 @@ def test_sigterm_lets_running_work_end_and_keeps_what_waits(tmp_path: Path) -> N
     with running_gateway(tmp_path, config) as gateway:
         assert 1 <= answered_lines(gateway, batch_id) < 100
         assert len(answers_of(gateway, batch_id)) == 100
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("trouble", ["the gateway drains", "the scheduler breaks"])
+async def test_lines_are_not_answered_with_the_end_of_the_service(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the drain lasts, and though the service is asked again and again."""
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    async with leading(tmp_path, engines(slots=1)) as (gateway, house, store):
+        await add_batch(store, batch_file(4, 2000))
+        await until(lambda: any(entry.pulled for entry in house.intake.entries.values()))
+        if trouble == "the scheduler breaks":
+            house.service._crashed(RuntimeError("broken"))
+            await until(lambda: not house.intake.entries)
+            house.runner.wake()
+            await asyncio.sleep(0.3)
+            assert house.runner.lines["running"] == 0, "nothing more is claimed"
+        await gateway.close()
+    async with leading(tmp_path, engines()) as (_, _, store):
+        await until(lambda: ended(store))
+        assert (await batch_of(store))[1] == Counts(total=4, completed=4)
 
 
 @pytest.fixture
