@@ -9,6 +9,7 @@ store keeps one answer a line.
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -55,6 +56,8 @@ BREATH = 16
 TRIES = 5
 """Times that a line may fail for the server's own reasons."""
 RETRY_S = 1.0
+"""Before the second try; doubles with each."""
+MOST_RETRY_S = 30.0
 
 
 class BatchRunner:
@@ -220,19 +223,10 @@ class BatchRunner:
 
     async def _answer(self, batch: BatchRecord, line: Line) -> None:
         try:
-            for tried in range(TRIES):
-                result = await self._try(batch, line, tried)
-                if result is not None:
-                    await self._store.finish(batch.id, result)
-                    self.pace.answered(self._intake.service.now())
-                if result is not None or self._broken():
-                    return
-                await asyncio.sleep(RETRY_S * 2**tried)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("batch %s: line %d failed", batch.id, line.number + 1)
-            await self._store.finish(batch.id, unanswered(line, "internal_error", "The server failed."))
+            result = await self._result(batch, line)
+            if result is not None:
+                await self._finish(batch.id, result)
+                self.pace.answered(self._intake.service.now())
         finally:
             running = self._running[batch.id]
             del running[line.number]
@@ -241,8 +235,38 @@ class BatchRunner:
             if room > self._window // 8 or not running:
                 self.wake()
 
+    async def _result(self, batch: BatchRecord, line: Line) -> Result | None:
+        """What the store is to keep; None where the service broke."""
+        for tried in range(TRIES):
+            try:
+                result = await self._try(batch, line, tried)
+            except Exception:
+                log.exception("batch %s: line %d failed", batch.id, line.number + 1)
+                return None if self._broken() else unanswered(line, "internal_error", "The server failed.")
+            if result is not None or self._broken():
+                return result
+            await asyncio.sleep(RETRY_S * 2**tried)
+        raise AssertionError("the last try has a result")
+
+    async def _finish(self, batch_id: str, result: Result) -> None:
+        """Keep a result. It was worth its work, so this goes on until the store takes it."""
+        wait_s = RETRY_S
+        while True:
+            try:
+                await self._store.finish(batch_id, result)
+                return
+            except Exception as error:
+                log.warning(
+                    "batch %s: the answer to line %d cannot be kept, trying again: %s",
+                    batch_id,
+                    result.number + 1,
+                    error or type(error).__name__,
+                )
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, MOST_RETRY_S)
+
     async def _try(self, batch: BatchRecord, line: Line, tried: int) -> Result | None:
-        """The answer; None where the server itself failed and another try, or another leader, may do better."""
+        """The answer; None where the server itself failed and another try or leader may do better."""
         # What comes in one instant is ordered by id: lines are to be served in the order of their file.
         answer_id = f"{batch.id}-{line.number:06d}" + (f"-{tried}" if tried else "")
         tenant = self._tenants.by_name(batch.tenant)
@@ -312,7 +336,8 @@ class BatchRunner:
     async def _expire(self, batch: BatchRecord) -> None:
         await self._halt(batch)
         self._recovered.pop(batch.id, None)
-        owner = f"{self._owner}-expiry"
+        # Of another name each time: what a try that failed had claimed is recovered by the next.
+        owner = f"{self._owner}-expiry-{uuid.uuid4().hex}"
         left = await self._store.recover(batch.id, owner) or await self._store.claim(batch.id, owner, PIECE)
         while left:
             await asyncio.gather(

@@ -35,7 +35,16 @@ from live.fake.language import generate, tokenize, words
 from live.gateway import batch_runner
 from live.gateway.app import Gateway, House
 from live.store import open_store
-from live.store.interface import COMPLETED, BatchRecord, Counts, FileRecord, Store
+from live.store.interface import (
+    COMPLETED,
+    EXPIRED,
+    BatchRecord,
+    Counts,
+    FileRecord,
+    Result,
+    Store,
+    StoreError,
+)
 
 
 @pytest.fixture
@@ -96,7 +105,7 @@ async def until(check: Callable[[], Any]) -> None:
 
 
 async def ended(store: Store) -> bool:
-    return (await batch_of(store))[0].status == COMPLETED
+    return (await batch_of(store))[0].status in (COMPLETED, EXPIRED)
 
 
 def test_a_batch_survives_kill_9_of_the_gateway(tmp_path: Path) -> None:
@@ -233,6 +242,49 @@ async def test_lines_are_not_answered_with_the_end_of_the_service(
     async with leading(tmp_path, engines()) as (_, _, store):
         await until(lambda: ended(store))
         assert (await batch_of(store))[1] == Counts(total=4, completed=4)
+
+
+def failing(store: Store, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so many answers not be kept, as on a full disk."""
+    finish = store.finish
+    left = [times]
+
+    async def fail(batch_id: str, result: Result) -> bool:
+        if left[0]:
+            left[0] -= 1
+            raise StoreError("store: database or disk is full")
+        return await finish(batch_id, result)
+
+    monkeypatch.setattr(store, "finish", fail)
+
+
+@pytest.mark.anyio
+async def test_an_answer_outlives_trouble_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    async with leading(tmp_path, engines()) as (_, _, store):
+        failing(store, 9, monkeypatch)
+        await add_batch(store, batch_file(6))
+        await until(lambda: ended(store))
+        assert (await batch_of(store))[1] == Counts(total=6, completed=6)
+
+
+@pytest.mark.anyio
+async def test_every_line_of_an_expired_batch_is_told_in_spite_of_trouble_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    async with leading(tmp_path, engines(slots=2, speed=1.0)) as (_, house, store):
+        failing(store, 3, monkeypatch)
+        await add_batch(store, batch_file(6, 2000), window_s=3)
+        house.runner.wake()
+        await until(lambda: ended(store))
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts) == (EXPIRED, Counts(total=6, failed=6))
+        assert batch.error_file_id is not None
+        told = b"".join([piece async for piece in store.read_file(batch.error_file_id)])
+        assert told.count(b"batch_expired") == 6
 
 
 @pytest.fixture
