@@ -9,7 +9,6 @@ import logging
 import socket
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
@@ -95,11 +94,10 @@ class House:
         self.feed = DashboardFeed(service, self.intake, metrics, self.runner, config)
         service.add_listener(metrics.settled)
         service.add_listener(self.feed.settled)
-        self._running: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self.service.start()
-        self._running = asyncio.get_running_loop().create_task(self.runner.run())
+        self.runner.start()
 
     async def close(self, drain_s: float | None) -> None:
         """``drain_s``: let interactive work that runs end for so long; None ends it at once.
@@ -107,10 +105,7 @@ class House:
         Batch lines go back to the store first, so that none is answered with the end of the service.
         """
         self.intake.draining = True
-        if self._running is not None:
-            self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
+        await self.runner.close()
         if drain_s is None:
             await self.service.stop()
         else:

@@ -20,6 +20,7 @@ from live.gateway.batch_lines import EXPIRED as EXPIRED_ERROR
 from live.gateway.batch_lines import LineReader, answered, unanswered, write_files
 from live.gateway.batches import window_seconds
 from live.gateway.bodies import check, parse
+from live.gateway.ending import end_tasks
 from live.gateway.errors import ApiError
 from live.gateway.intake import Entry, Intake
 from live.gateway.job_maker import JobMaker
@@ -61,7 +62,7 @@ MOST_RETRY_S = 30.0
 
 
 class BatchRunner:
-    """Start ``run`` as a task; cancel it to stop. What was claimed stays so, for the next leader.
+    """``start`` and ``close`` belong to the event loop. What was claimed stays so, for the next leader.
 
     A line whose service ends or breaks under it is not answered for that: it stays claimed too.
     """
@@ -104,31 +105,32 @@ class BatchRunner:
         """Lines that the last leader had claimed and this one has not started yet."""
         self._seen: set[str] = set()
         self._keeper = Keeper(store, intake)
+        self._rounds: list[asyncio.Task[None]] = []
+        """What goes on until the end: the rounds over the batches, and the keeping."""
 
     def wake(self) -> None:
         self._woken.set()
 
-    async def run(self) -> None:
-        keeping = asyncio.get_running_loop().create_task(self._keeper.run())
-        try:
-            while True:
-                self._woken.clear()
-                try:
-                    await self._round()
-                except Exception:
-                    log.exception("a round over the batches failed; trying again")
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await self._woken.wait()
-        finally:
-            tasks = [
-                keeping,
-                *self._steps.values(),
-                *(t for each in self._running.values() for t in each.values()),
-            ]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._rounds = [loop.create_task(self._run()), loop.create_task(self._keeper.run())]
+
+    async def close(self) -> None:
+        """Stop. Lines under way are given up as they are."""
+        await end_tasks(self._rounds)
+        await end_tasks(self._steps.values())
+        await end_tasks([task for each in self._running.values() for task in each.values()])
+
+    async def _run(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                await self._round()
+            except Exception:
+                log.exception("a round over the batches failed; trying again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._woken.wait()
 
     async def _round(self) -> None:
         queued = 0
@@ -326,10 +328,7 @@ class BatchRunner:
 
     async def _halt(self, batch: BatchRecord) -> None:
         """End the batch's lines that are under way. Answers that were on their way are kept."""
-        tasks = list(self._running.get(batch.id, {}).values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._running.get(batch.id, {}).values())
 
     # Closing
 

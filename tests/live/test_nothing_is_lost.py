@@ -34,6 +34,7 @@ from live.config import load_config
 from live.fake.language import generate, tokenize, words
 from live.gateway import batch_runner
 from live.gateway.app import Gateway, House
+from live.gateway.ending import end_tasks
 from live.store import open_store
 from live.store.interface import (
     COMPLETED,
@@ -242,6 +243,20 @@ async def test_lines_are_not_answered_with_the_end_of_the_service(
     async with leading(tmp_path, engines()) as (_, _, store):
         await until(lambda: ended(store))
         assert (await batch_of(store))[1] == Counts(total=4, completed=4)
+
+
+@pytest.mark.anyio
+async def test_a_task_ends_though_a_cancellation_was_swallowed() -> None:
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await end_tasks([task])
+    assert task.cancelled()
 
 
 def failing(store: Store, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
