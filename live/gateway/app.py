@@ -23,6 +23,7 @@ from live.gateway.batch_runner import BatchRunner
 from live.gateway.batches import Batches
 from live.gateway.completions import Completions
 from live.gateway.dashboard import DashboardFeed, page
+from live.gateway.ending import end_tasks
 from live.gateway.errors import ApiError
 from live.gateway.fair import FairWindows
 from live.gateway.files import Files, list_object
@@ -157,6 +158,8 @@ class Gateway:
         await asyncio.shield(self._leading)
 
     async def _open(self) -> None:
+        if self.draining:
+            return  # the lease was lost and won again meanwhile; it is given back soon
         house = House(self.config, self._store, self._make_service(), self._tenants, self.metrics)
         await house.open()
         self.house = house
@@ -167,15 +170,28 @@ class Gateway:
             await house.close(None)
 
     async def close(self) -> None:
-        """Drain: no new work, what runs may end, what waits is given back or stays in the store."""
+        """Drain: no new work, what runs may end, what waits is given back or stays in the store.
+
+        The lease is kept until the end, so that no other gateway schedules on the same engines meanwhile.
+        """
         self.draining = True
-        if self._leading is not None:
-            self._leading.cancel()
-        if self.house is not None:
+        if self.house is None:
+            await self._stop_leading()
+        else:
             await self.house.close(self.config.gateway.drain_s)
-            await self._store.resign(self._owner)
+            await self._stop_leading()
         await self._forward.close()
         await self._store.close()
+
+    async def _stop_leading(self) -> None:
+        if self._leading is None:
+            return
+        await end_tasks([self._leading])
+        try:
+            async with asyncio.timeout(self.config.store.lease_s):
+                await self._store.resign(self._owner)
+        except Exception as error:
+            log.warning("the lease is left to run out: %s", error or type(error).__name__)
 
     # Routes.
 

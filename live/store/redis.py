@@ -7,6 +7,7 @@ its line are one script, so they happen together or not at all. The leader's lea
 Redis must write its own log (``appendonly yes``) for answers to outlive Redis itself.
 """
 
+import uuid
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from live.store.interface import (
 PREFIX = "qlm:"
 GROUP = "engines"
 PAGE = 1000
+PART_S = 3600
+"""After which a file's content goes that nobody writes on, as its writer died."""
 
 _encode = msgspec.json.Encoder().encode
 _file_record = msgspec.json.Decoder(FileRecord).decode
@@ -104,17 +107,21 @@ class RedisStore:
     # Files
 
     async def add_file(self, file: FileRecord, content: Iterable[bytes] | AsyncIterator[bytes]) -> FileRecord:
-        part, data = f"{PREFIX}part:{file.id}", _data(file.id)
-        await self._redis.delete(part)
+        """Each writer has a part of its own: a leader that was only slow may write beside its successor."""
+        part, data = f"{PREFIX}part:{file.id}:{uuid.uuid4().hex}", _data(file.id)
         size = 0
         async for chunk in regular(content):
-            await self._redis.rpush(part, chunk)
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.rpush(part, chunk)
+                pipe.expire(part, PART_S)
+                await pipe.execute()
             size += len(chunk)
         record = msgspec.structs.replace(file, bytes=size)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(data)
             if size:
                 pipe.rename(part, data)
+                pipe.persist(data)
             pipe.set(f"{PREFIX}file:{file.id}", _encode(record))
             pipe.zadd(f"{PREFIX}files:{file.tenant}", {file.id: file.created_at})
             await pipe.execute()

@@ -319,6 +319,33 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
         process.wait()
 
 
+@pytest.mark.anyio
+async def test_a_leader_keeps_its_lease_until_it_has_drained(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another one would schedule on the same engines meanwhile."""
+    lease_s = 0.3
+    config = engines() + f'[store]\nurl = "{redis_url}"\nlease_s = {lease_s}\n'
+    other = await open_store(redis_url)
+    led_meanwhile = []
+    async with leading(tmp_path, config) as (gateway, house, _):
+        drain = house.service.drain
+
+        async def drain_long(timeout_s: float) -> None:
+            for _ in range(4):
+                await asyncio.sleep(lease_s)
+                led_meanwhile.append(await other.lead("other", "http://other", lease_s))
+            await drain(timeout_s)
+
+        monkeypatch.setattr(house.service, "drain", drain_long)
+        await gateway.close()
+    assert led_meanwhile == [False] * 4
+    assert await other.lead("other", "http://other", lease_s), (
+        "it is given back at the end, not left to run out"
+    )
+    await other.close()
+
+
 def test_another_gateway_of_the_same_redis_takes_over(tmp_path: Path, redis_url: str) -> None:
     config = engines(slots=8, speed=4.0) + f'[store]\nurl = "{redis_url}"\nlease_s = 1.0\n'
     folders = [tmp_path / name for name in ("first", "second")]

@@ -108,6 +108,20 @@ async def test_a_file_comes_back_as_it_went_in(store: Store) -> None:
     assert await content_of(store, "file-1") == b"other", "a file of the same id is replaced as a whole"
 
 
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
+async def test_two_gateways_that_write_the_same_file_do_not_mix(store: Store) -> None:
+    """A leader that was only slow and its successor, each at the output of the same batch."""
+
+    async def slowly(piece: bytes) -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield piece * 2**20
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(store.add_file(a_file(), slowly(piece)) for piece in (b"a", b"b")))
+    content = await content_of(store, "file-1")
+    assert content in (b"a" * 3 * 2**20, b"b" * 3 * 2**20)
+
+
 async def test_a_tenant_sees_its_own_files_newest_first(store: Store) -> None:
     for number, tenant in enumerate("aba"):
         await store.add_file(a_file(f"file-{number}", tenant, created_at=100 + number), [b"x"])
