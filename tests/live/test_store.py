@@ -10,9 +10,11 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from redis.exceptions import RedisError
 
 from live.store import open_store
 from live.store.interface import (
@@ -294,6 +296,21 @@ async def test_what_was_answered_survives_kill_9(url: str) -> None:
     assert not numbers & answered
     assert numbers | answered == set(range(1000)), "no line is lost"
     await store.close()
+
+
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
+async def test_a_store_that_went_away_says_so(store: Store) -> None:
+    await store.add_file(a_file(), [b"x"])
+    await store.add_batch(a_batch())
+    with suppress(RedisError):
+        await store._redis.shutdown(nosave=True)
+    for call in (store.batch("batch-1"), store.claim("batch-1", "g1", 5), store.leader()):
+        with pytest.raises(StoreError, match="store: "):
+            await call
+    with pytest.raises(StoreError, match="store: "):
+        await content_of(store, "file-1")
+    with pytest.raises(StoreError, match="store: "):
+        _ = [result async for result in store.results("batch-1")]
 
 
 async def test_a_store_that_cannot_be_used_says_so_in_one_line(tmp_path: Path) -> None:
