@@ -197,7 +197,7 @@ class Gateway:
 
     def _make_app(self) -> Starlette:
         files = Files(self.config, self._store, self._tenants)
-        batches = Batches(self._store, self._tenants, self._wake)
+        batches = Batches(self.config, self._store, self._tenants, self._wake)
         queue = Queue(self._store, self._tenants, lambda: self._house.intake, lambda: self._house.runner.pace)
         return Starlette(
             routes=[

@@ -44,6 +44,7 @@ from live.store.interface import (
     Line,
     Result,
     Store,
+    StoreError,
 )
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,12 @@ TRIES = 5
 RETRY_S = 1.0
 """Before the second try; doubles with each."""
 MOST_RETRY_S = 30.0
+CHECK_FAILED = {
+    "code": "internal_error",
+    "message": "The server failed at checking the input file.",
+    "param": None,
+    "line": None,
+}
 
 
 class BatchRunner:
@@ -142,14 +149,14 @@ class BatchRunner:
                 self._recovered[batch.id] = await self._store.recover(batch.id, self._owner)
                 self._seen.add(batch.id)
             queued += counts.left
-            if batch.status == VALIDATING:
-                self._begin(batch, self._validate(batch))
-            elif batch.status == CANCELLING:
+            if batch.status == CANCELLING:
                 self._begin(batch, self._close(batch, CANCELLED, "cancelled_at"))
             elif batch.status == FINALIZING:
                 self._begin(batch, self._close(batch, COMPLETED, "completed_at"))
             elif now >= batch.expires_at:
                 self._begin(batch, self._expire(batch))
+            elif batch.status == VALIDATING:
+                self._begin(batch, self._validate(batch))
             elif counts.left == 0:
                 await self._store.move_batch(batch.id, (IN_PROGRESS,), status=FINALIZING, finalizing_at=now)
                 self.wake()
@@ -177,6 +184,24 @@ class BatchRunner:
 
     async def _validate(self, batch: BatchRecord) -> None:
         reader = LineReader(batch.endpoint, lambda raw: self._check(raw, batch.endpoint), self._max_requests)
+        try:
+            await self._add_lines(batch, reader)
+        except StoreError:
+            raise
+        except Exception:
+            log.exception("batch %s: its input file cannot be checked", batch.id)
+            reader.errors = [CHECK_FAILED]
+        now = wall_seconds()
+        if reader.errors:
+            await self._store.move_batch(
+                batch.id, (VALIDATING,), status=FAILED, failed_at=now, errors=reader.errors
+            )
+            await self._store.drop_lines(batch.id)
+            return
+        await self._store.move_batch(batch.id, (VALIDATING,), status=IN_PROGRESS, in_progress_at=now)
+        log.info("batch %s: %d requests accepted", batch.id, reader.lines)
+
+    async def _add_lines(self, batch: BatchRecord, reader: LineReader) -> None:
         held: list[Line] = []
         async for line in reader.read(self._store.read_file(batch.input_file_id)):
             held.append(line)
@@ -185,16 +210,8 @@ class BatchRunner:
             if len(held) == PIECE:
                 await self._store.add_lines(batch.id, held)
                 held = []
-        now = wall_seconds()
-        if reader.errors:
-            await self._store.move_batch(
-                batch.id, (VALIDATING,), status=FAILED, failed_at=now, errors=reader.errors
-            )
-            await self._store.drop_lines(batch.id)
-            return
-        await self._store.add_lines(batch.id, held)
-        await self._store.move_batch(batch.id, (VALIDATING,), status=IN_PROGRESS, in_progress_at=now)
-        log.info("batch %s: %d requests accepted", batch.id, reader.lines)
+        if not reader.errors:
+            await self._store.add_lines(batch.id, held)
 
     def _check(self, raw: bytes, endpoint: str) -> None:
         body = parse(raw)
@@ -351,7 +368,7 @@ class BatchRunner:
         changes = await write_files(self._store, batch)
         await self._store.move_batch(
             batch.id,
-            (IN_PROGRESS, FINALIZING, CANCELLING),
+            (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING),
             status=status,
             **{stamp: wall_seconds()},
             **changes,

@@ -39,10 +39,11 @@ from live.store import open_store
 from live.store.interface import (
     COMPLETED,
     EXPIRED,
+    FAILED,
+    OPEN_STATES,
     BatchRecord,
     Counts,
     FileRecord,
-    Result,
     Store,
     StoreError,
 )
@@ -106,7 +107,7 @@ async def until(check: Callable[[], Any]) -> None:
 
 
 async def ended(store: Store) -> bool:
-    return (await batch_of(store))[0].status in (COMPLETED, EXPIRED)
+    return (await batch_of(store))[0].status not in OPEN_STATES
 
 
 def test_a_batch_survives_kill_9_of_the_gateway(tmp_path: Path) -> None:
@@ -259,18 +260,18 @@ async def test_a_task_ends_though_a_cancellation_was_swallowed() -> None:
     assert task.cancelled()
 
 
-def failing(store: Store, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let so many answers not be kept, as on a full disk."""
-    finish = store.finish
+def failing(store: Store, call: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so many of these calls fail, as on a full disk."""
+    works = getattr(store, call)
     left = [times]
 
-    async def fail(batch_id: str, result: Result) -> bool:
+    async def fail(*given: Any) -> Any:
         if left[0]:
             left[0] -= 1
             raise StoreError("store: database or disk is full")
-        return await finish(batch_id, result)
+        return await works(*given)
 
-    monkeypatch.setattr(store, "finish", fail)
+    monkeypatch.setattr(store, call, fail)
 
 
 @pytest.mark.anyio
@@ -279,7 +280,7 @@ async def test_an_answer_outlives_trouble_of_the_store(
 ) -> None:
     monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
     async with leading(tmp_path, engines()) as (_, _, store):
-        failing(store, 9, monkeypatch)
+        failing(store, "finish", 9, monkeypatch)
         await add_batch(store, batch_file(6))
         await until(lambda: ended(store))
         assert (await batch_of(store))[1] == Counts(total=6, completed=6)
@@ -291,7 +292,7 @@ async def test_every_line_of_an_expired_batch_is_told_in_spite_of_trouble_of_the
 ) -> None:
     monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
     async with leading(tmp_path, engines(slots=2, speed=1.0)) as (_, house, store):
-        failing(store, 3, monkeypatch)
+        failing(store, "finish", 3, monkeypatch)
         await add_batch(store, batch_file(6, 2000), window_s=3)
         house.runner.wake()
         await until(lambda: ended(store))
@@ -300,6 +301,46 @@ async def test_every_line_of_an_expired_batch_is_told_in_spite_of_trouble_of_the
         assert batch.error_file_id is not None
         told = b"".join([piece async for piece in store.read_file(batch.error_file_id)])
         assert told.count(b"batch_expired") == 6
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_cannot_be_checked_fails_with_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(body: dict[str, Any], endpoint: str) -> None:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(batch_runner, "check", check)
+    async with leading(tmp_path, engines()) as (_, _, store):
+        await add_batch(store, batch_file(3))
+        await until(lambda: ended(store))
+        batch, _ = await batch_of(store)
+        assert batch.status == FAILED
+        assert batch.errors == [
+            {
+                "code": "internal_error",
+                "message": "The server failed at checking the input file.",
+                "param": None,
+                "line": None,
+            }
+        ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("times", [3, 10**9])
+async def test_a_batch_whose_lines_cannot_be_kept_is_tried_again_until_it_expires(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    async with leading(tmp_path, engines()) as (_, house, store):
+        failing(store, "add_lines", times, monkeypatch)
+        await add_batch(store, batch_file(6), window_s=5)
+        house.runner.wake()
+        await until(lambda: ended(store))
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts) == (
+            (COMPLETED, Counts(total=6, completed=6)) if times == 3 else (EXPIRED, Counts())
+        )
 
 
 @pytest.fixture
