@@ -133,8 +133,8 @@ class Gateway:
         self._store = store
         self._make_service = make_service
         self._tenants = Tenants(config.tenant)
-        self._forward = Forwarder(store.leader)
         self._url = config.gateway.advertise or _url(config, port or config.gateway.port)
+        self._forward = Forwarder(store.leader, self._url, int(config.gateway.max_body_mib * 2**20))
         self._owner = f"{socket.gethostname()}-{uuid.uuid4().hex}"
         self._leading: asyncio.Task[None] | None = None
         self.app = self._make_app()
@@ -175,12 +175,13 @@ class Gateway:
         The lease is kept until the end, so that no other gateway schedules on the same engines meanwhile.
         """
         self.draining = True
+        drain_s = self.config.gateway.drain_s
         if self.house is None:
             await self._stop_leading()
+            await self._forward.close(drain_s)
         else:
-            await self.house.close(self.config.gateway.drain_s)
+            await asyncio.gather(self.house.close(drain_s), self._forward.close(drain_s))
             await self._stop_leading()
-        await self._forward.close()
         await self._store.close()
 
     async def _stop_leading(self) -> None:
@@ -273,7 +274,7 @@ class Gateway:
         if self.draining:
             raise ApiError(503, "The server is shutting down.")
         if self.house is None:
-            if await self._store.leader() is None:
+            if await self._store.leader() in (None, self._url):
                 raise ApiError(503, "No gateway schedules at present.")
             return JsonResponse({"status": "ready"})
         states = {each["id"]: each["status"] for each in self.house.service.snapshot()["instances"]}
