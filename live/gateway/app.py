@@ -30,7 +30,7 @@ from live.gateway.files import Files, list_object
 from live.gateway.forward import Forwarder
 from live.gateway.intake import Intake, Scheduling
 from live.gateway.job_maker import JobMaker
-from live.gateway.leadership import keep_leading
+from live.gateway.leadership import keep_leading, own_url
 from live.gateway.logs import RequestLog
 from live.gateway.metrics import Metrics, wall_seconds
 from live.gateway.queue import Queue
@@ -133,7 +133,7 @@ class Gateway:
         self._store = store
         self._make_service = make_service
         self._tenants = Tenants(config.tenant)
-        self._url = config.gateway.advertise or _url(config, port or config.gateway.port)
+        self._url = own_url(config.gateway, port or config.gateway.port)
         self._forward = Forwarder(store.leader, self._url, int(config.gateway.max_body_mib * 2**20))
         self._owner = f"{socket.gethostname()}-{uuid.uuid4().hex}"
         self._leading: asyncio.Task[None] | None = None
@@ -340,12 +340,6 @@ class _Led:
         else:
             response = await self._handler(Request(scope, receive))
             await response(scope, receive, send)
-
-
-def _url(config: LiveConfig, port: int) -> str:
-    scheme = "http" if config.gateway.tls_cert is None else "https"
-    host = config.gateway.host if config.gateway.host not in ("0.0.0.0", "::") else socket.gethostname()
-    return f"{scheme}://{host}:{port}"
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
