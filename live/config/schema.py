@@ -22,7 +22,8 @@ class GatewayConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     advertise: str | None = None
-    """URL at which other gateways of the same store reach this one; None takes host and port."""
+    """URL at which other gateways of the same store reach this one; None takes host and port, and the address
+    of the machine's own name where the host is 0.0.0.0 or ::."""
     tls_cert: str | None = None
     tls_key: str | None = None
     max_body_mib: float = 32.0

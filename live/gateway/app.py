@@ -9,7 +9,6 @@ import logging
 import socket
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
@@ -24,13 +23,14 @@ from live.gateway.batch_runner import BatchRunner
 from live.gateway.batches import Batches
 from live.gateway.completions import Completions
 from live.gateway.dashboard import DashboardFeed, page
+from live.gateway.ending import end_tasks
 from live.gateway.errors import ApiError
 from live.gateway.fair import FairWindows
 from live.gateway.files import Files, list_object
 from live.gateway.forward import Forwarder
 from live.gateway.intake import Intake, Scheduling
 from live.gateway.job_maker import JobMaker
-from live.gateway.leadership import keep_leading
+from live.gateway.leadership import keep_leading, own_url
 from live.gateway.logs import RequestLog
 from live.gateway.metrics import Metrics, wall_seconds
 from live.gateway.queue import Queue
@@ -38,6 +38,9 @@ from live.gateway.responses import JsonResponse
 from live.gateway.tenants import Tenants
 from live.jobs import CHAT, COMPLETIONS
 from live.store.interface import Store
+
+FORM_MIB = 1.0
+"""What the form around an uploaded file may take. The leader holds each body to its own limit."""
 
 log = logging.getLogger(__name__)
 
@@ -83,28 +86,34 @@ class House:
             for endpoint in (COMPLETIONS, CHAT)
         }
         self.runner = BatchRunner(
-            config, store, self.intake, tenants, maker, uuid.uuid4().hex, service.clock.since_start
+            config,
+            store,
+            self.intake,
+            tenants,
+            maker,
+            uuid.uuid4().hex,
+            service.clock.since_start,
+            lambda: service.failure is not None,
         )
         self.feed = DashboardFeed(service, self.intake, metrics, self.runner, config)
         service.add_listener(metrics.settled)
         service.add_listener(self.feed.settled)
-        self._running: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         await self.service.start()
-        self._running = asyncio.get_running_loop().create_task(self.runner.run())
+        self.runner.start()
 
     async def close(self, drain_s: float | None) -> None:
-        """``drain_s``: let running work end for so long; None ends it at once."""
-        self.intake.draining = self.runner.draining = True
-        if drain_s is not None:
-            await self.service.drain(drain_s)
-        if self._running is not None:
-            self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
+        """``drain_s``: let interactive work that runs end for so long; None ends it at once.
+
+        Batch lines go back to the store first, so that none is answered with the end of the service.
+        """
+        self.intake.draining = True
+        await self.runner.close()
         if drain_s is None:
             await self.service.stop()
+        else:
+            await self.service.drain(drain_s)
 
 
 class Gateway:
@@ -127,8 +136,9 @@ class Gateway:
         self._store = store
         self._make_service = make_service
         self._tenants = Tenants(config.tenant)
-        self._forward = Forwarder(store.leader)
-        self._url = config.gateway.advertise or _url(config, port or config.gateway.port)
+        self._url = own_url(config.gateway, port or config.gateway.port)
+        most_mib = max(config.gateway.max_body_mib, config.batch.max_file_mib + FORM_MIB)
+        self._forward = Forwarder(store.leader, self._url, int(most_mib * 2**20))
         self._owner = f"{socket.gethostname()}-{uuid.uuid4().hex}"
         self._leading: asyncio.Task[None] | None = None
         self.app = self._make_app()
@@ -152,6 +162,8 @@ class Gateway:
         await asyncio.shield(self._leading)
 
     async def _open(self) -> None:
+        if self.draining:
+            return  # the lease was lost and won again meanwhile; it is given back soon
         house = House(self.config, self._store, self._make_service(), self._tenants, self.metrics)
         await house.open()
         self.house = house
@@ -162,21 +174,35 @@ class Gateway:
             await house.close(None)
 
     async def close(self) -> None:
-        """Drain: no new work, what runs may end, what waits is given back or stays in the store."""
+        """Drain: no new work, what runs may end, what waits is given back or stays in the store.
+
+        The lease is kept until the end, so that no other gateway schedules on the same engines meanwhile.
+        """
         self.draining = True
-        if self._leading is not None:
-            self._leading.cancel()
-        if self.house is not None:
-            await self.house.close(self.config.gateway.drain_s)
-            await self._store.resign(self._owner)
-        await self._forward.close()
+        drain_s = self.config.gateway.drain_s
+        if self.house is None:
+            await self._stop_leading()
+            await self._forward.close(drain_s)
+        else:
+            await asyncio.gather(self.house.close(drain_s), self._forward.close(drain_s))
+            await self._stop_leading()
         await self._store.close()
+
+    async def _stop_leading(self) -> None:
+        if self._leading is None:
+            return
+        await end_tasks([self._leading])
+        try:
+            async with asyncio.timeout(self.config.store.lease_s):
+                await self._store.resign(self._owner)
+        except Exception as error:
+            log.warning("the lease is left to run out: %s", error or type(error).__name__)
 
     # Routes.
 
     def _make_app(self) -> Starlette:
         files = Files(self.config, self._store, self._tenants)
-        batches = Batches(self._store, self._tenants, self._wake)
+        batches = Batches(self.config, self._store, self._tenants, self._wake)
         queue = Queue(self._store, self._tenants, lambda: self._house.intake, lambda: self._house.runner.pace)
         return Starlette(
             routes=[
@@ -252,7 +278,7 @@ class Gateway:
         if self.draining:
             raise ApiError(503, "The server is shutting down.")
         if self.house is None:
-            if await self._store.leader() is None:
+            if await self._store.leader() in (None, self._url):
                 raise ApiError(503, "No gateway schedules at present.")
             return JsonResponse({"status": "ready"})
         states = {each["id"]: each["status"] for each in self.house.service.snapshot()["instances"]}
@@ -318,12 +344,6 @@ class _Led:
         else:
             response = await self._handler(Request(scope, receive))
             await response(scope, receive, send)
-
-
-def _url(config: LiveConfig, port: int) -> str:
-    scheme = "http" if config.gateway.tls_cert is None else "https"
-    host = config.gateway.host if config.gateway.host not in ("0.0.0.0", "::") else socket.gethostname()
-    return f"{scheme}://{host}:{port}"
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

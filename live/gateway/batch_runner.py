@@ -9,6 +9,7 @@ store keeps one answer a line.
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,7 @@ from live.gateway.batch_lines import EXPIRED as EXPIRED_ERROR
 from live.gateway.batch_lines import LineReader, answered, unanswered, write_files
 from live.gateway.batches import window_seconds
 from live.gateway.bodies import check, parse
+from live.gateway.ending import end_tasks
 from live.gateway.errors import ApiError
 from live.gateway.intake import Entry, Intake
 from live.gateway.job_maker import JobMaker
@@ -42,6 +44,7 @@ from live.store.interface import (
     Line,
     Result,
     Store,
+    StoreError,
 )
 
 log = logging.getLogger(__name__)
@@ -55,10 +58,21 @@ BREATH = 16
 TRIES = 5
 """Times that a line may fail for the server's own reasons."""
 RETRY_S = 1.0
+"""Before the second try; doubles with each."""
+MOST_RETRY_S = 30.0
+CHECK_FAILED = {
+    "code": "internal_error",
+    "message": "The server failed at checking the input file.",
+    "param": None,
+    "line": None,
+}
 
 
 class BatchRunner:
-    """Start ``run`` as a task; cancel it to stop. What was claimed stays so, for the next leader."""
+    """``start`` and ``close`` belong to the event loop. What was claimed stays so, for the next leader.
+
+    A line whose service ends or breaks under it is not answered for that: it stays claimed too.
+    """
 
     def __init__(
         self,
@@ -69,9 +83,10 @@ class BatchRunner:
         maker: JobMaker,
         owner: str,
         since_start: Callable[[float], float],
+        broken: Callable[[], bool],
     ) -> None:
-        """``owner``: this life of this gateway. ``since_start``: wall time to the service's time."""
-        self.draining = False
+        """``owner``: this life of this gateway. ``since_start``: wall time to the service's time. ``broken``:
+        whether the service can serve nothing any more."""
         self.lines: dict[str, int] = {"queued": 0, "running": 0}
         """Lines of unfinished batches, for the metrics."""
         self.pace = LinePace()
@@ -81,6 +96,7 @@ class BatchRunner:
         self._maker = maker
         self._owner = owner
         self._since_start = since_start
+        self._broken = broken
         self._window = config.batch.window
         self._max_requests = config.batch.max_requests
         self._class = config.batch_class
@@ -96,29 +112,32 @@ class BatchRunner:
         """Lines that the last leader had claimed and this one has not started yet."""
         self._seen: set[str] = set()
         self._keeper = Keeper(store, intake)
+        self._rounds: list[asyncio.Task[None]] = []
+        """What goes on until the end: the rounds over the batches, and the keeping."""
 
     def wake(self) -> None:
         self._woken.set()
 
-    async def run(self) -> None:
-        keeping = asyncio.get_running_loop().create_task(self._keeper.run())
-        try:
-            while True:
-                self._woken.clear()
-                try:
-                    await self._round()
-                except Exception:
-                    log.exception("a round over the batches failed; trying again")
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await self._woken.wait()
-        finally:
-            for task in [
-                keeping,
-                *self._steps.values(),
-                *(t for each in self._running.values() for t in each.values()),
-            ]:
-                task.cancel()
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._rounds = [loop.create_task(self._run()), loop.create_task(self._keeper.run())]
+
+    async def close(self) -> None:
+        """Stop. Lines under way are given up as they are."""
+        await end_tasks(self._rounds)
+        await end_tasks(self._steps.values())
+        await end_tasks([task for each in self._running.values() for task in each.values()])
+
+    async def _run(self) -> None:
+        while True:
+            self._woken.clear()
+            try:
+                await self._round()
+            except Exception:
+                log.exception("a round over the batches failed; trying again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._woken.wait()
 
     async def _round(self) -> None:
         queued = 0
@@ -130,18 +149,18 @@ class BatchRunner:
                 self._recovered[batch.id] = await self._store.recover(batch.id, self._owner)
                 self._seen.add(batch.id)
             queued += counts.left
-            if batch.status == VALIDATING:
-                self._begin(batch, self._validate(batch))
-            elif batch.status == CANCELLING:
+            if batch.status == CANCELLING:
                 self._begin(batch, self._close(batch, CANCELLED, "cancelled_at"))
             elif batch.status == FINALIZING:
                 self._begin(batch, self._close(batch, COMPLETED, "completed_at"))
             elif now >= batch.expires_at:
                 self._begin(batch, self._expire(batch))
+            elif batch.status == VALIDATING:
+                self._begin(batch, self._validate(batch))
             elif counts.left == 0:
                 await self._store.move_batch(batch.id, (IN_PROGRESS,), status=FINALIZING, finalizing_at=now)
                 self.wake()
-            elif not self.draining:
+            elif not self._broken():
                 await self._feed(batch, counts)
         running = sum(len(each) for each in self._running.values())
         if not running:
@@ -165,6 +184,24 @@ class BatchRunner:
 
     async def _validate(self, batch: BatchRecord) -> None:
         reader = LineReader(batch.endpoint, lambda raw: self._check(raw, batch.endpoint), self._max_requests)
+        try:
+            await self._add_lines(batch, reader)
+        except StoreError:
+            raise
+        except Exception:
+            log.exception("batch %s: its input file cannot be checked", batch.id)
+            reader.errors = [CHECK_FAILED]
+        now = wall_seconds()
+        if reader.errors:
+            await self._store.move_batch(
+                batch.id, (VALIDATING,), status=FAILED, failed_at=now, errors=reader.errors
+            )
+            await self._store.drop_lines(batch.id)
+            return
+        await self._store.move_batch(batch.id, (VALIDATING,), status=IN_PROGRESS, in_progress_at=now)
+        log.info("batch %s: %d requests accepted", batch.id, reader.lines)
+
+    async def _add_lines(self, batch: BatchRecord, reader: LineReader) -> None:
         held: list[Line] = []
         async for line in reader.read(self._store.read_file(batch.input_file_id)):
             held.append(line)
@@ -173,16 +210,8 @@ class BatchRunner:
             if len(held) == PIECE:
                 await self._store.add_lines(batch.id, held)
                 held = []
-        now = wall_seconds()
-        if reader.errors:
-            await self._store.move_batch(
-                batch.id, (VALIDATING,), status=FAILED, failed_at=now, errors=reader.errors
-            )
-            await self._store.drop_lines(batch.id)
-            return
-        await self._store.add_lines(batch.id, held)
-        await self._store.move_batch(batch.id, (VALIDATING,), status=IN_PROGRESS, in_progress_at=now)
-        log.info("batch %s: %d requests accepted", batch.id, reader.lines)
+        if not reader.errors:
+            await self._store.add_lines(batch.id, held)
 
     def _check(self, raw: bytes, endpoint: str) -> None:
         body = parse(raw)
@@ -213,18 +242,10 @@ class BatchRunner:
 
     async def _answer(self, batch: BatchRecord, line: Line) -> None:
         try:
-            for tried in range(TRIES):
-                result = await self._try(batch, line, tried)
-                if result is not None:
-                    await self._store.finish(batch.id, result)
-                    self.pace.answered(self._intake.service.now())
-                    return
-                await asyncio.sleep(RETRY_S * 2**tried)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("batch %s: line %d failed", batch.id, line.number + 1)
-            await self._store.finish(batch.id, unanswered(line, "internal_error", "The server failed."))
+            result = await self._result(batch, line)
+            if result is not None:
+                await self._finish(batch.id, result)
+                self.pace.answered(self._intake.service.now())
         finally:
             running = self._running[batch.id]
             del running[line.number]
@@ -233,8 +254,38 @@ class BatchRunner:
             if room > self._window // 8 or not running:
                 self.wake()
 
+    async def _result(self, batch: BatchRecord, line: Line) -> Result | None:
+        """What the store is to keep; None where the service broke."""
+        for tried in range(TRIES):
+            try:
+                result = await self._try(batch, line, tried)
+            except Exception:
+                log.exception("batch %s: line %d failed", batch.id, line.number + 1)
+                return None if self._broken() else unanswered(line, "internal_error", "The server failed.")
+            if result is not None or self._broken():
+                return result
+            await asyncio.sleep(RETRY_S * 2**tried)
+        raise AssertionError("the last try has a result")
+
+    async def _finish(self, batch_id: str, result: Result) -> None:
+        """Keep a result. It was worth its work, so this goes on until the store takes it."""
+        wait_s = RETRY_S
+        while True:
+            try:
+                await self._store.finish(batch_id, result)
+                return
+            except Exception as error:
+                log.warning(
+                    "batch %s: the answer to line %d cannot be kept, trying again: %s",
+                    batch_id,
+                    result.number + 1,
+                    error or type(error).__name__,
+                )
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, MOST_RETRY_S)
+
     async def _try(self, batch: BatchRecord, line: Line, tried: int) -> Result | None:
-        """The answer; None where the server itself failed and another try may do better."""
+        """The answer; None where the server itself failed and another try or leader may do better."""
         # What comes in one instant is ordered by id: lines are to be served in the order of their file.
         answer_id = f"{batch.id}-{line.number:06d}" + (f"-{tried}" if tried else "")
         tenant = self._tenants.by_name(batch.tenant)
@@ -266,7 +317,7 @@ class BatchRunner:
             head = AnswerHead(answer_id, batch.endpoint, fields.model, None)
             return answered(line, 200, answer_id, whole(head, pieces, ends))
         except ApiError as error:
-            if (error.status >= 500 or error.status == 429) and tried + 1 < TRIES:
+            if (error.status >= 500 or error.status == 429) and (tried + 1 < TRIES or self._broken()):
                 return None
             return answered(line, error.status, answer_id, error.json())
         finally:
@@ -294,17 +345,15 @@ class BatchRunner:
 
     async def _halt(self, batch: BatchRecord) -> None:
         """End the batch's lines that are under way. Answers that were on their way are kept."""
-        tasks = list(self._running.get(batch.id, {}).values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(self._running.get(batch.id, {}).values())
 
     # Closing
 
     async def _expire(self, batch: BatchRecord) -> None:
         await self._halt(batch)
         self._recovered.pop(batch.id, None)
-        owner = f"{self._owner}-expiry"
+        # Of another name each time: what a try that failed had claimed is recovered by the next.
+        owner = f"{self._owner}-expiry-{uuid.uuid4().hex}"
         left = await self._store.recover(batch.id, owner) or await self._store.claim(batch.id, owner, PIECE)
         while left:
             await asyncio.gather(
@@ -319,7 +368,7 @@ class BatchRunner:
         changes = await write_files(self._store, batch)
         await self._store.move_batch(
             batch.id,
-            (IN_PROGRESS, FINALIZING, CANCELLING),
+            (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING),
             status=status,
             **{stamp: wall_seconds()},
             **changes,

@@ -10,6 +10,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from live.config import LiveConfig
+from live.gateway.asgi import read_body
 from live.gateway.errors import ApiError
 from live.gateway.files import list_object, paged
 from live.gateway.metrics import wall_seconds
@@ -41,17 +43,19 @@ class _Create(msgspec.Struct):
 class Batches:
     """The handlers of /v1/batches."""
 
-    def __init__(self, store: Store, tenants: Tenants, wake: Callable[[], None]) -> None:
+    def __init__(self, config: LiveConfig, store: Store, tenants: Tenants, wake: Callable[[], None]) -> None:
         """``wake``: called when a batch wants work."""
+        self._most_bytes = int(config.gateway.max_body_mib * 2**20)
         self._store = store
         self._tenants = tenants
         self._wake = wake
 
     async def create(self, request: Request) -> Response:
         tenant = self._tenants.identify(request.headers.get("authorization"))
+        raw = await read_body(request.receive, request.headers, self._most_bytes)
         try:
-            body = msgspec.json.decode(await request.body(), type=_Create)
-        except (msgspec.DecodeError, RecursionError) as error:
+            body = msgspec.json.decode(raw, type=_Create)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ApiError(400, f"{error}.") from None
         if body.output_expires_after is not None:
             raise ApiError(400, "output_expires_after: not supported here.", param="output_expires_after")

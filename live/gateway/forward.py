@@ -1,37 +1,81 @@
 """A gateway that does not schedule passes requests on to the one that does, streams included."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
-from live.gateway.asgi import answer_error
-from live.gateway.errors import retry_later
+from live.gateway.asgi import answer_error, headers_of, read_body
+from live.gateway.ending import end_tasks
+from live.gateway.errors import ApiError, retry_later
+from live.store.interface import StoreError
 
 _HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"host"}
 
 
 class Forwarder:
-    """Passes on to the leader's URL. ``start`` and ``close`` belong to the event loop."""
+    """Passes on to the leader's URL. A call and ``close`` belong to the event loop."""
 
-    def __init__(self, leader: Callable[[], Awaitable[str | None]]) -> None:
+    def __init__(
+        self, leader: Callable[[], Awaitable[str | None]], own_url: str, max_body_bytes: int
+    ) -> None:
+        """``own_url``: never passed on to, though between two leases of this gateway it is the leader's."""
         self._leader = leader
+        self._own_url = own_url
+        self._max_body_bytes = max_body_bytes
         self._session: aiohttp.ClientSession | None = None
+        self._draining = False
+        self._under_way: set[asyncio.Task[None]] = set()
+        """Requests that were posted: the streams of the dashboard never end by themselves."""
 
-    async def close(self) -> None:
+    async def close(self, drain_s: float) -> None:
+        """Take nothing more, and let what is under way end for so long."""
+        self._draining = True
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=drain_s)
         if self._session is not None:
             await self._session.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        url = await self._leader()
-        if url is None:
-            await answer_error(send, retry_later(503, "No gateway schedules at present.", 1, "no_leader"))
+        try:
+            url = await self._url()
+            body = await read_body(receive, headers_of(scope), self._max_body_bytes)
+        except ApiError as error:
+            await answer_error(send, error)
             return
+        passing = asyncio.get_running_loop().create_task(self._pass_on(url, body, scope, send))
+        if scope["method"] == "POST":
+            self._under_way.add(passing)
+            passing.add_done_callback(self._under_way.discard)
+        gone = asyncio.get_running_loop().create_task(_gone(receive))
+        try:
+            await asyncio.wait({passing, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if passing.done():
+                passing.result()
+        finally:
+            await end_tasks([passing, gone])
+
+    async def _url(self) -> str:
+        """Where to pass on to. Raises ApiError 503."""
+        if self._draining:
+            raise retry_later(503, "The server is shutting down.", 5, "shutting_down")
+        url = None
+        with suppress(StoreError):
+            url = await self._leader()
+        if url is None or url == self._own_url:
+            raise retry_later(503, "No gateway schedules at present.", 1, "no_leader")
+        return url
+
+    async def _pass_on(self, url: str, body: bytes | bytearray, scope: Scope, send: Send) -> None:
+        """The leader's answer, as it comes. When this is cancelled the leader sees its client go."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=5), auto_decompress=False
+                connector=aiohttp.TCPConnector(limit=0),  # who waits is for the scheduler to decide
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+                auto_decompress=False,
             )
-        body = await _read(receive)
         path = scope["path"] + (f"?{scope['query_string'].decode()}" if scope["query_string"] else "")
         headers = [(n.decode(), v.decode("latin-1")) for n, v in scope["headers"] if n not in _HOP]
         started = False
@@ -58,10 +102,7 @@ class Forwarder:
             )
 
 
-async def _read(receive: Receive) -> bytes:
-    whole = bytearray()
-    while True:
-        message = await receive()
-        whole += message.get("body", b"")
-        if not message.get("more_body"):
-            return bytes(whole)
+async def _gone(receive: Receive) -> None:
+    """Until the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,4 +1,4 @@
-"""Which of the gateways of one store schedules: the one that holds the lease.
+"""Which of the gateways of one store schedules, the one that holds the lease, and where the others reach it.
 
 A leader that cannot renew its lease stops scheduling before another may begin; one that died is replaced when
 its lease runs out.
@@ -6,15 +6,36 @@ its lease runs out.
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
+from live.config.schema import GatewayConfig
 from live.store.interface import Store
 
 log = logging.getLogger(__name__)
 
 RENEWALS = 3
 """Times that a lease is renewed before it would run out."""
+
+
+def own_url(config: GatewayConfig, port: int) -> str:
+    """Where the other gateways reach this one. May ask the name service, and block.
+
+    One that listens on every address tells that of its host: a host's name, as that of a pod in Kubernetes,
+    often means nothing elsewhere. An address that only the host itself can reach means less than the name.
+    """
+    if config.advertise is not None:
+        return config.advertise
+    host = config.host
+    if host in ("0.0.0.0", "::"):
+        host = name = socket.gethostname()
+        with suppress(OSError):
+            address = socket.gethostbyname(name)
+            host = name if address.startswith("127.") else address
+    scheme = "http" if config.tls_cert is None else "https"
+    return f"{scheme}://{host}:{port}"
 
 
 async def keep_leading(

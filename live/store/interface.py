@@ -87,7 +87,8 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Store(Protocol):
-    """Every call is atomic and durable when it returns. ``owner`` names one life of one gateway."""
+    """Every call is atomic and durable when it returns, and raises StoreError where the store cannot be used.
+    ``owner`` names one life of one gateway."""
 
     async def close(self) -> None: ...
 

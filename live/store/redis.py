@@ -7,8 +7,10 @@ its line are one script, so they happen together or not at all. The leader's lea
 Redis must write its own log (``appendonly yes``) for answers to outlive Redis itself.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from typing import Any
+import uuid
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import redis.asyncio as aioredis
@@ -28,6 +30,11 @@ from live.store.interface import (
 PREFIX = "qlm:"
 GROUP = "engines"
 PAGE = 1000
+PART_S = 3600
+"""After which a file's content goes that nobody writes on, as its writer died."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 _file_record = msgspec.json.Decoder(FileRecord).decode
@@ -76,6 +83,19 @@ if redis.call('HGET', KEYS[1], 'owner') == ARGV[1] then redis.call('DEL', KEYS[1
 """
 
 
+def _told(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Tells Redis's own errors as StoreError."""
+
+    @wraps(call)
+    async def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await call(*args, **kwargs)
+        except RedisError as error:
+            raise StoreError(f"store: {error}") from error
+
+    return told
+
+
 class RedisStore:
     """See ``live.store.interface.Store``."""
 
@@ -103,27 +123,34 @@ class RedisStore:
 
     # Files
 
+    @_told
     async def add_file(self, file: FileRecord, content: Iterable[bytes] | AsyncIterator[bytes]) -> FileRecord:
-        part, data = f"{PREFIX}part:{file.id}", _data(file.id)
-        await self._redis.delete(part)
+        """Each writer has a part of its own: a leader that was only slow may write beside its successor."""
+        part, data = f"{PREFIX}part:{file.id}:{uuid.uuid4().hex}", _data(file.id)
         size = 0
         async for chunk in regular(content):
-            await self._redis.rpush(part, chunk)
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.rpush(part, chunk)
+                pipe.expire(part, PART_S)
+                await pipe.execute()
             size += len(chunk)
         record = msgspec.structs.replace(file, bytes=size)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(data)
             if size:
                 pipe.rename(part, data)
+                pipe.persist(data)
             pipe.set(f"{PREFIX}file:{file.id}", _encode(record))
             pipe.zadd(f"{PREFIX}files:{file.tenant}", {file.id: file.created_at})
             await pipe.execute()
         return record
 
+    @_told
     async def file(self, file_id: str) -> FileRecord | None:
         found = await self._redis.get(f"{PREFIX}file:{file_id}")
         return _file_record(found) if found else None
 
+    @_told
     async def files(self, tenant: str) -> list[FileRecord]:
         ids = await self._redis.zrevrange(f"{PREFIX}files:{tenant}", 0, -1)
         if not ids:
@@ -133,10 +160,16 @@ class RedisStore:
 
     async def read_file(self, file_id: str) -> AsyncIterator[bytes]:
         number = 0
-        while (chunk := await self._redis.lindex(_data(file_id), number)) is not None:
+        while (chunk := await self._chunk(file_id, number)) is not None:
             yield chunk
             number += 1
 
+    @_told
+    async def _chunk(self, file_id: str, number: int) -> bytes | None:
+        chunk: bytes | None = await self._redis.lindex(_data(file_id), number)
+        return chunk
+
+    @_told
     async def delete_file(self, file_id: str) -> bool:
         file = await self.file(file_id)
         if file is None:
@@ -149,6 +182,7 @@ class RedisStore:
 
     # Batches
 
+    @_told
     async def add_batch(self, batch: BatchRecord) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hset(_batch(batch.id), mapping={"record": _encode(batch), "total": 0})
@@ -156,14 +190,17 @@ class RedisStore:
             pipe.zadd(f"{PREFIX}open", {batch.id: batch.expires_at})
             await pipe.execute()
 
+    @_told
     async def batch(self, batch_id: str) -> tuple[BatchRecord, Counts] | None:
         found = await self._batches([batch_id])
         return found[0] if found else None
 
+    @_told
     async def batches(self, tenant: str) -> list[tuple[BatchRecord, Counts]]:
         ids = await self._redis.zrevrange(f"{PREFIX}batches:{tenant}", 0, -1)
         return await self._batches([each.decode() for each in ids])
 
+    @_told
     async def open_batches(self) -> list[tuple[BatchRecord, Counts]]:
         ids = await self._redis.zrange(f"{PREFIX}open", 0, -1)
         found = await self._batches([each.decode() for each in ids])
@@ -180,6 +217,7 @@ class RedisStore:
             if record is not None
         ]
 
+    @_told
     async def move_batch(
         self, batch_id: str, from_states: Collection[str], **changes: Any
     ) -> BatchRecord | None:
@@ -204,6 +242,7 @@ class RedisStore:
 
     # Lines
 
+    @_told
     async def add_lines(self, batch_id: str, lines: Sequence[Line]) -> None:
         values = [value for line in lines for value in (line.number, line.custom_id, line.body)]
         step = 3 * PAGE
@@ -212,6 +251,7 @@ class RedisStore:
                 keys=[_lines(batch_id), _batch(batch_id)], args=values[start : start + step]
             )
 
+    @_told
     async def claim(self, batch_id: str, owner: str, count: int) -> list[Line]:
         key = _lines(batch_id)
         try:
@@ -223,6 +263,7 @@ class RedisStore:
             found = await self._redis.xreadgroup(GROUP, owner, {key: ">"}, count=count)
         return _as_lines(_entries(found))
 
+    @_told
     async def recover(self, batch_id: str, owner: str) -> list[Line]:
         key = _lines(batch_id)
         await self._make_group(key)
@@ -248,10 +289,12 @@ class RedisStore:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
+    @_told
     async def keep(self, batch_id: str, kept: Mapping[int, bytes]) -> None:
         values = [value for pair in kept.items() for value in pair]
         await self._keep(keys=[_lines(batch_id), _kept(batch_id)], args=values)
 
+    @_told
     async def finish(self, batch_id: str, result: Result) -> bool:
         first = await self._finish(
             keys=[_lines(batch_id), _results(batch_id), _batch(batch_id), _kept(batch_id)],
@@ -265,27 +308,35 @@ class RedisStore:
         return bool(first)
 
     async def results(self, batch_id: str) -> AsyncIterator[Result]:
-        total = int(await self._redis.hget(_batch(batch_id), "total") or 0)
+        found = await self.batch(batch_id)
+        total = found[1].total if found is not None else 0
         for start in range(0, total, PAGE):
             numbers = range(start, min(start + PAGE, total))
-            for number, found in zip(
-                numbers, await self._redis.hmget(_results(batch_id), list(numbers)), strict=True
-            ):
-                if found is not None:
-                    yield Result(number, found[:1] == b"1", found[1:])
+            for number, text in zip(numbers, await self._texts(batch_id, numbers), strict=True):
+                if text is not None:
+                    yield Result(number, text[:1] == b"1", text[1:])
 
+    @_told
+    async def _texts(self, batch_id: str, numbers: range) -> list[bytes | None]:
+        texts: list[bytes | None] = await self._redis.hmget(_results(batch_id), list(numbers))
+        return texts
+
+    @_told
     async def drop_lines(self, batch_id: str) -> None:
         await self._redis.delete(_lines(batch_id), _kept(batch_id), _results(batch_id))
 
     # Leader
 
+    @_told
     async def lead(self, owner: str, url: str, ttl_s: float) -> bool:
         return bool(await self._lead(keys=[f"{PREFIX}leader"], args=[owner, url, round(ttl_s * 1000)]))
 
+    @_told
     async def leader(self) -> str | None:
         url = await self._redis.hget(f"{PREFIX}leader", "url")
         return url.decode() if url else None
 
+    @_told
     async def resign(self, owner: str) -> None:
         await self._resign(keys=[f"{PREFIX}leader"], args=[owner])
 

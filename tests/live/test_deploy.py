@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from live.config import LiveConfig, load_config
+from live.config.schema import GatewayConfig
+from live.gateway.leadership import own_url
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -71,6 +74,30 @@ def test_the_kubernetes_manifest_is_valid() -> None:
     assert len(documents) == 6
     for document in documents:
         validate.validate(document, "1.37", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "url"),
+    [
+        ("0.0.0.0", "10.1.2.3", "http://10.1.2.3:8000"),  # a pod: its name resolves only in itself
+        ("::", "10.1.2.3", "http://10.1.2.3:8000"),
+        ("0.0.0.0", "127.0.1.1", "http://qlm-live-x:8000"),  # Debian: its own name is itself
+        ("0.0.0.0", None, "http://qlm-live-x:8000"),
+        ("127.0.0.1", "10.1.2.3", "http://127.0.0.1:8000"),
+    ],
+)
+def test_a_gateway_is_told_where_others_reach_it(
+    host: str, address: str | None, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_name(name: str) -> str:
+        if address is None:
+            raise socket.gaierror("Name or service not known")
+        return address
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "qlm-live-x")
+    monkeypatch.setattr(socket, "gethostbyname", by_name)
+    assert own_url(GatewayConfig(host=host), 8000) == url
+    assert own_url(GatewayConfig(host=host, advertise="https://me"), 8000) == "https://me"
 
 
 def test_the_systemd_unit_is_valid() -> None:

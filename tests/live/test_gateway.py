@@ -6,6 +6,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -124,6 +125,17 @@ def test_queues_and_rates_have_limits(tmp_path: Path) -> None:
             assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
         large = gateway.post("/v1/completions", {"model": MODEL, "prompt": "x" * 40_000_000}, key_a)
         assert large.status == 413
+
+
+def test_what_is_no_good_batch_is_refused(tmp_path: Path) -> None:
+    config = engines().replace("port = 0", "port = 0\nmax_body_mib = 0.25")
+    batch = {"input_file_id": "file-1", "endpoint": "/v1/completions", "completion_window": "24h"}
+    deep = json.dumps({**batch, "output_expires_after": "DEEP"}).replace('"DEEP"', "[" * 5000 + "]" * 5000)
+    with running_gateway(tmp_path, config) as gateway:
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(urllib.request.Request(f"{gateway.url}/v1/batches", deep.encode()))
+        large = gateway.post("/v1/batches", {**batch, "metadata": {"a": "x" * 300_000}})
+        assert (large.status, json.loads(large.read())["error"]["code"]) == (413, "request_too_large")
 
 
 def test_a_rate_is_averaged_over_ten_seconds() -> None:

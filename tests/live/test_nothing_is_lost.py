@@ -1,15 +1,18 @@
 """Whatever is killed, gateway or engine: accepted work is answered once, and goes on where it was."""
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live_gateway import (
@@ -26,7 +29,85 @@ from live_gateway import (
     start_batch,
 )
 
+from live.build import make_service
+from live.config import load_config
 from live.fake.language import generate, tokenize, words
+from live.gateway import batch_runner
+from live.gateway.app import Gateway, House
+from live.gateway.ending import end_tasks
+from live.store import open_store
+from live.store.interface import (
+    COMPLETED,
+    EXPIRED,
+    FAILED,
+    OPEN_STATES,
+    BatchRecord,
+    Counts,
+    FileRecord,
+    Store,
+    StoreError,
+)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def leading(folder: Path, toml: str) -> AsyncIterator[tuple[Gateway, House, Store]]:
+    """A gateway in this process that schedules, closed at the end if it is not yet."""
+    (folder / "live.toml").write_text(toml)
+    config = load_config(folder / "live.toml")
+    store = await open_store(config.store.url)
+    gateway = Gateway(config, store, lambda: make_service(config))
+    await gateway.start()
+    assert gateway.house is not None
+    try:
+        yield gateway, gateway.house, store
+    finally:
+        if not gateway.draining:
+            await gateway.close()
+
+
+async def add_batch(store: Store, content: bytes, window_s: int = 86400) -> None:
+    """The batch "batch_1" of that input file."""
+    now = int(time.time())
+    file = FileRecord(
+        id="file-1", tenant="default", filename="in.jsonl", purpose="batch", bytes=0, created_at=now
+    )
+    await store.add_file(file, [content])
+    await store.add_batch(
+        BatchRecord(
+            id="batch_1",
+            tenant="default",
+            endpoint="/v1/completions",
+            input_file_id="file-1",
+            completion_window="24h",
+            created_at=now,
+            expires_at=now + window_s,
+        )
+    )
+
+
+async def batch_of(store: Store) -> tuple[BatchRecord, Counts]:
+    found = await store.batch("batch_1")
+    assert found is not None
+    return found
+
+
+async def until(check: Callable[[], Any]) -> None:
+    """Until ``check`` gives, or awaits, something true."""
+    async with asyncio.timeout(30):
+        while True:
+            found = check()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def ended(store: Store) -> bool:
+    return (await batch_of(store))[0].status not in OPEN_STATES
 
 
 def test_a_batch_survives_kill_9_of_the_gateway(tmp_path: Path) -> None:
@@ -143,6 +224,125 @@ def test_sigterm_lets_running_work_end_and_keeps_what_waits(tmp_path: Path) -> N
         assert len(answers_of(gateway, batch_id)) == 100
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("trouble", ["the gateway drains", "the scheduler breaks"])
+async def test_lines_are_not_answered_with_the_end_of_the_service(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the drain lasts, and though the service is asked again and again."""
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    async with leading(tmp_path, engines(slots=1)) as (gateway, house, store):
+        await add_batch(store, batch_file(4, 2000))
+        await until(lambda: any(entry.pulled for entry in house.intake.entries.values()))
+        if trouble == "the scheduler breaks":
+            house.service._crashed(RuntimeError("broken"))
+            await until(lambda: not house.intake.entries)
+            house.runner.wake()
+            await asyncio.sleep(0.3)
+            assert house.runner.lines["running"] == 0, "nothing more is claimed"
+        await gateway.close()
+    async with leading(tmp_path, engines()) as (_, _, store):
+        await until(lambda: ended(store))
+        assert (await batch_of(store))[1] == Counts(total=4, completed=4)
+
+
+@pytest.mark.anyio
+async def test_a_task_ends_though_a_cancellation_was_swallowed() -> None:
+    async def work() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await end_tasks([task])
+    assert task.cancelled()
+
+
+def failing(store: Store, call: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so many of these calls fail, as on a full disk."""
+    works = getattr(store, call)
+    left = [times]
+
+    async def fail(*given: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise StoreError("store: database or disk is full")
+        return await works(*given)
+
+    monkeypatch.setattr(store, call, fail)
+
+
+@pytest.mark.anyio
+async def test_an_answer_outlives_trouble_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    async with leading(tmp_path, engines()) as (_, _, store):
+        failing(store, "finish", 9, monkeypatch)
+        await add_batch(store, batch_file(6))
+        await until(lambda: ended(store))
+        assert (await batch_of(store))[1] == Counts(total=6, completed=6)
+
+
+@pytest.mark.anyio
+async def test_every_line_of_an_expired_batch_is_told_in_spite_of_trouble_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    async with leading(tmp_path, engines(slots=2, speed=1.0)) as (_, house, store):
+        failing(store, "finish", 3, monkeypatch)
+        await add_batch(store, batch_file(6, 2000), window_s=3)
+        house.runner.wake()
+        await until(lambda: ended(store))
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts) == (EXPIRED, Counts(total=6, failed=6))
+        assert batch.error_file_id is not None
+        told = b"".join([piece async for piece in store.read_file(batch.error_file_id)])
+        assert told.count(b"batch_expired") == 6
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_cannot_be_checked_fails_with_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(body: dict[str, Any], endpoint: str) -> None:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(batch_runner, "check", check)
+    async with leading(tmp_path, engines()) as (_, _, store):
+        await add_batch(store, batch_file(3))
+        await until(lambda: ended(store))
+        batch, _ = await batch_of(store)
+        assert batch.status == FAILED
+        assert batch.errors == [
+            {
+                "code": "internal_error",
+                "message": "The server failed at checking the input file.",
+                "param": None,
+                "line": None,
+            }
+        ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("times", [3, 10**9])
+async def test_a_batch_whose_lines_cannot_be_kept_is_tried_again_until_it_expires(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    async with leading(tmp_path, engines()) as (_, house, store):
+        failing(store, "add_lines", times, monkeypatch)
+        await add_batch(store, batch_file(6), window_s=5)
+        house.runner.wake()
+        await until(lambda: ended(store))
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts) == (
+            (COMPLETED, Counts(total=6, completed=6)) if times == 3 else (EXPIRED, Counts())
+        )
+
+
 @pytest.fixture
 def redis_url(tmp_path: Path) -> Iterator[str]:
     server = shutil.which("redis-server")
@@ -158,6 +358,33 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.mark.anyio
+async def test_a_leader_keeps_its_lease_until_it_has_drained(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another one would schedule on the same engines meanwhile."""
+    lease_s = 0.3
+    config = engines() + f'[store]\nurl = "{redis_url}"\nlease_s = {lease_s}\n'
+    other = await open_store(redis_url)
+    led_meanwhile = []
+    async with leading(tmp_path, config) as (gateway, house, _):
+        drain = house.service.drain
+
+        async def drain_long(timeout_s: float) -> None:
+            for _ in range(4):
+                await asyncio.sleep(lease_s)
+                led_meanwhile.append(await other.lead("other", "http://other", lease_s))
+            await drain(timeout_s)
+
+        monkeypatch.setattr(house.service, "drain", drain_long)
+        await gateway.close()
+    assert led_meanwhile == [False] * 4
+    assert await other.lead("other", "http://other", lease_s), (
+        "it is given back at the end, not left to run out"
+    )
+    await other.close()
 
 
 def test_another_gateway_of_the_same_redis_takes_over(tmp_path: Path, redis_url: str) -> None:

@@ -10,10 +10,12 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
+from redis.exceptions import RedisError
 
 from live.store import open_store
 from live.store.interface import (
@@ -120,6 +122,20 @@ async def test_what_cannot_be_written_fails_alone(store: Store) -> None:
         )
         assert [isinstance(outcome, Exception) for outcome in outcomes] == [False, True, False]
         assert {file.id for file in await store.files("a")} == {"file-1", "file-3"}
+
+
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
+async def test_two_gateways_that_write_the_same_file_do_not_mix(store: Store) -> None:
+    """A leader that was only slow and its successor, each at the output of the same batch."""
+
+    async def slowly(piece: bytes) -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield piece * 2**20
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(store.add_file(a_file(), slowly(piece)) for piece in (b"a", b"b")))
+    content = await content_of(store, "file-1")
+    assert content in (b"a" * 3 * 2**20, b"b" * 3 * 2**20)
 
 
 async def test_a_tenant_sees_its_own_files_newest_first(store: Store) -> None:
@@ -294,6 +310,21 @@ async def test_what_was_answered_survives_kill_9(url: str) -> None:
     assert not numbers & answered
     assert numbers | answered == set(range(1000)), "no line is lost"
     await store.close()
+
+
+@pytest.mark.parametrize("url", ["redis"], indirect=True)
+async def test_a_store_that_went_away_says_so(store: Store) -> None:
+    await store.add_file(a_file(), [b"x"])
+    await store.add_batch(a_batch())
+    with suppress(RedisError):
+        await store._redis.shutdown(nosave=True)
+    for call in (store.batch("batch-1"), store.claim("batch-1", "g1", 5), store.leader()):
+        with pytest.raises(StoreError, match="store: "):
+            await call
+    with pytest.raises(StoreError, match="store: "):
+        await content_of(store, "file-1")
+    with pytest.raises(StoreError, match="store: "):
+        _ = [result async for result in store.results("batch-1")]
 
 
 async def test_a_store_that_cannot_be_used_says_so_in_one_line(tmp_path: Path) -> None:

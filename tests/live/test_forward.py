@@ -1,0 +1,97 @@
+"""A gateway that does not schedule: what passes through it is served as by the one that does."""
+
+import json
+import signal
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_gateway import LONG, SHORT, GatewayProcess, engines, eventually, running_gateway
+
+from live.gateway.forward import Forwarder
+from live.store.interface import StoreError
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@contextmanager
+def two_gateways(folder: Path, toml: str) -> Iterator[tuple[GatewayProcess, GatewayProcess]]:
+    """The one that schedules, and another one of the same store."""
+    with running_gateway(folder, toml) as leader, running_gateway(folder, toml) as follower:
+        assert leader.get("/health")["leader"]
+        assert not follower.get("/health")["leader"]
+        yield leader, follower
+
+
+def ask(gateway: GatewayProcess) -> HTTPConnection:
+    """The open connection of a client whose answer takes long."""
+    url = urllib.parse.urlparse(gateway.url)
+    assert url.hostname is not None
+    client = HTTPConnection(url.hostname, url.port)
+    client.request("POST", "/v1/completions", json.dumps(LONG), {"content-type": "application/json"})
+    return client
+
+
+def test_all_that_comes_is_passed_on_at_once_and_ends_with_its_client(tmp_path: Path) -> None:
+    """Nothing queues up outside the scheduler; nothing is computed for clients that are gone."""
+    with two_gateways(tmp_path, engines(slots=4, speed=1.0)) as (leader, follower):
+        clients = [ask(follower) for _ in range(140)]
+        eventually(lambda: leader.metric("qlm_tenant_queued", tenant="default") == 140, 15)
+        for client in clients:
+            client.close()
+        eventually(lambda: leader.metric("qlm_tenant_queued", tenant="default") == 0, 15)
+
+
+def test_sigterm_lets_streams_that_pass_through_end(tmp_path: Path) -> None:
+    with two_gateways(tmp_path, engines(slots=4, speed=4.0)) as (_, follower):
+        stream = follower.post("/v1/completions", {**LONG, "max_tokens": 1000, "stream": True})
+        rows = [stream.readline() for _ in range(3)]
+        follower.process.send_signal(signal.SIGTERM)
+        eventually(lambda: "draining" in follower.log.read_text())
+        assert follower.post("/v1/completions", SHORT).status == 503
+        rows += stream.readlines()
+        assert [row for row in rows if row.strip()][-1] == b"data: [DONE]\n"
+        assert follower.process.wait(20) == 0
+        assert "Traceback" not in follower.log.read_text()
+
+
+async def answer_of(forwarder: Forwarder, body: bytes) -> tuple[int, str]:
+    """Status and code of what it says to a request."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"method": "POST", "path": "/v1/completions", "query_string": b"", "headers": []}
+    await forwarder(scope, receive, send)
+    return sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_passed_on_is_refused() -> None:
+    async def itself() -> str | None:
+        return "http://me:8000"
+
+    async def unknown() -> str | None:
+        raise StoreError("store: it does not answer")
+
+    async def another() -> str | None:
+        return "http://another:8000"
+
+    for leader in (itself, unknown):
+        forwarder = Forwarder(leader, "http://me:8000", 100)
+        assert await answer_of(forwarder, b"{}") == (503, "no_leader")
+    forwarder = Forwarder(another, "http://me:8000", 100)
+    assert await answer_of(forwarder, b"x" * 101) == (413, "request_too_large")
+    await forwarder.close(0)
+    assert await answer_of(forwarder, b"{}") == (503, "shutting_down")
