@@ -12,11 +12,15 @@ from live.gateway.intake import Entry
 _encode = msgspec.json.Encoder().encode
 
 
+def _utc(at: float) -> str:
+    """A Unix time as ISO 8601, to a millisecond."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1000):03d}Z"
+
+
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         told: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
+            "time": _utc(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -51,7 +55,7 @@ class RequestLog:
         request = entry.job.request
         first, end = entry.first_token_at, entry.finished_at
         told = {
-            "time": time.time(),
+            "time": _utc(time.time()),
             "level": "info",
             "logger": "live.requests",
             "id": entry.id,

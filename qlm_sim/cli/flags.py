@@ -12,13 +12,16 @@ Overrides = dict[str, tuple[str, Any]]
 """Dotted key of a scenario to (flag, value); the value None takes the key away."""
 
 _ENGINE_HELP = {
-    "--max-num-seqs": (int, "most requests that an engine runs at once"),
-    "--max-num-batched-tokens": (int, "most tokens that an engine computes in one step"),
-    "--block-size": (int, "tokens per KV cache block"),
-    "--gpu-memory-utilization": (float, "share of the GPU's memory that the engine may use"),
+    "--max-num-seqs": (int, "most requests that an engine runs at once (256)"),
+    "--max-num-batched-tokens": (int, "most tokens that an engine computes in one step (2048)"),
+    "--block-size": (int, "tokens per KV cache block (16)"),
+    "--gpu-memory-utilization": (float, "share of the GPU's memory that the engine may use (0.9)"),
     "--max-model-len": (int, "longest prompt + output in tokens"),
-    "--scheduling-policy": (str, "order inside the engine: fcfs or priority (lower value first)"),
-    "--watermark": (float, "share of the KV cache blocks to keep free when a waiting request is admitted"),
+    "--scheduling-policy": (str, "order inside the engine: fcfs, or priority (lower value first)"),
+    "--watermark": (
+        float,
+        "share of the KV cache blocks to keep free when a waiting request is admitted (0)",
+    ),
     "--num-gpu-blocks": (int, "KV cache blocks, as an engine's log told them"),
 }
 
@@ -95,18 +98,20 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="like --model, for a model that is not built in: its Hugging Face config.json",
     )
-    engine = parser.add_argument_group("engine, with vLLM's names and defaults")
+    engine = parser.add_argument_group(
+        "engine, with vLLM's names (defaults: the scenario's, or else those told)"
+    )
     for flag, (kind, words) in _ENGINE_HELP.items():
         engine.add_argument(flag, type=kind, metavar=_METAVARS[kind], help=words)
     engine.add_argument(
         "--scheduler-reserve-full-isl",
         action=argparse.BooleanOptionalAction,
-        help="admit a request only where its whole prompt fits the free KV blocks",
+        help="admit a request only where its whole prompt fits the free KV blocks (off; vLLM 0.19: on)",
     )
     engine.add_argument(
         "--enable-prefix-caching",
         action=argparse.BooleanOptionalAction,
-        help="find the KV blocks of requests that began alike, where the trace tells which do",
+        help="find the KV blocks of requests that began alike, if the trace tells which do (off; vLLM: on)",
     )
     simulation = parser.add_argument_group("simulation")
     simulation.add_argument(
