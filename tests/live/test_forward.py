@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_gateway import LONG, SHORT, GatewayProcess, engines, eventually, running_gateway
+from live_gateway import (
+    LONG,
+    SHORT,
+    GatewayProcess,
+    answers_of,
+    batch_file,
+    engines,
+    eventually,
+    running_gateway,
+    start_batch,
+)
 
 from live.gateway.forward import Forwarder
 from live.store.interface import StoreError
@@ -47,6 +57,15 @@ def test_all_that_comes_is_passed_on_at_once_and_ends_with_its_client(tmp_path: 
         for client in clients:
             client.close()
         eventually(lambda: leader.metric("qlm_tenant_queued", tenant="default") == 0, 15)
+
+
+def test_a_file_that_passes_through_may_be_as_large_as_a_file(tmp_path: Path) -> None:
+    config = engines().replace("port = 0", "port = 0\nmax_body_mib = 0.01")
+    with two_gateways(tmp_path, config) as (_, follower):
+        large = {"model": SHORT["model"], "prompt": "x" * 20_000, "max_tokens": 1}
+        assert follower.post("/v1/completions", large).status == 413
+        batch = start_batch(follower, batch_file(100))
+        assert len(answers_of(follower, batch)) == 100
 
 
 def test_sigterm_lets_streams_that_pass_through_end(tmp_path: Path) -> None:
