@@ -35,7 +35,9 @@ Listener = Callable[[float, Sequence[Event], Sequence[Action]], None]
 
 DRAIN_POLL_S = 0.05
 QUICK_S, FORECASTING = 1e-3, 0.2
-"""Forecasts that take longer may take this share of the time, so that there is time to serve."""
+"""Forecasts that take longer may take this share of the time, so that there is time to serve ..."""
+MOST_FRESH_S = 1.0
+"""... but none serves for longer: one that the machine held up says nothing of the others."""
 CANCELLED = 499
 """nginx's status for a client that went away."""
 
@@ -199,7 +201,7 @@ class Service:
         forecast = ask(self.now())
         took_s = time.perf_counter() - began
         if took_s > QUICK_S:
-            self.core.forecaster.fresh_s = took_s / FORECASTING
+            self.core.forecaster.fresh_s = min(MOST_FRESH_S, took_s / FORECASTING)
         return forecast
 
     def checkpoint(self, request_id: str, least_tokens: int) -> Resume | None:
