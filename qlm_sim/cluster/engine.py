@@ -113,7 +113,6 @@ class SimEngine:
             raise RuntimeError(f"Pull to {self._id}, which {self._doing()}: {seq!r}")
         seq.attempt = attempt
         seq.engine = self
-        seq.announced = False
         if seq.host is not None and seq.host is not self.host:
             seq.host.release(seq)
         scheduler = model.scheduler
@@ -121,13 +120,13 @@ class SimEngine:
         if context >= scheduler.longest_context:
             self._fail(seq, f"{context} tokens leave no room to generate, {scheduler.longest_context} fit")
             return
-        may_start = scheduler.add(seq)
-        intake_s = model.profile.intake_s
-        self._intake_s += intake_s
-        state = self.state
-        if state is ASLEEP:
+        to_cut = scheduler.add(seq)
+        if intake_s := model.profile.intake_s:
+            self._intake_s += intake_s
+            to_cut = True
+        if self.state is ASLEEP:
             self._wake_up()
-        elif (may_start or intake_s) and state is RUNNING and self._leap.iterations > 1:
+        elif to_cut and self.state is RUNNING and self._leap.iterations > 1:
             self._cut(now)
 
     def evict(self, now: float, request_id: str, attempt: int, keep_kv: bool) -> None:

@@ -37,6 +37,19 @@ class SimRequest:
         "request",
     )
 
+    # Set by the engine when it takes the request in.
+    context: int
+    """Tokens to compute before it decodes: prompt and generated ones."""
+    announced: bool
+    """Whether this attempt's FirstToken is out."""
+    last_token: int
+    """What ``computed`` will be when it finishes: prompt + output - 1, for the last token generated is never
+    computed upon."""
+    # Set while it decodes.
+    offset: int
+    """The engine's iteration number less ``computed``."""
+    finish_entry: "tuple[int, int, SimRequest] | None"
+    """Its entry in the heap of finishes."""
     # Set where prefix caching is on, and only there.
     content: Content
     blocks: "list[Block]"
@@ -57,20 +70,8 @@ class SimRequest:
         """The host memory that holds its KV cache."""
         self.host_tokens = 0
         """Tokens of that KV cache."""
-        # The rest is set by the engine when it takes the request in.
-        self.context = 0
-        """Tokens to compute before it decodes: prompt and generated ones."""
-        self.announced = False
-        """Whether this attempt's FirstToken is out."""
         self.computed = 0
         """Tokens whose KV cache is on the GPU. Not kept up while it decodes."""
-        self.last_token = 0
-        """What ``computed`` will be when it finishes: prompt + output - 1, for the last token
-        generated is never computed upon."""
-        self.offset = 0
-        """While it decodes, the engine's iteration number less ``computed``."""
-        self.finish_entry: tuple[int, int, SimRequest] | None = None
-        """While it decodes, its entry in the heap of finishes."""
 
     def __repr__(self) -> str:
         return (

@@ -76,6 +76,7 @@ class Scheduler:
         prompt = seq.request.prompt_tokens
         seq.context = prompt + seq.generated
         seq.computed = 0
+        seq.announced = False
         last = prompt + seq.output_tokens
         seq.last_token = (last if last < self.longest_context else self.longest_context) - 1
         if self.cache is not None:
@@ -110,7 +111,7 @@ class Scheduler:
         self.preempting = False
         if self.waiting or self._partial is not None:
             if self._mix():
-                if longest == 1 or not self._goes_on():
+                if self._chunks or longest == 1 or not self._goes_on():
                     return 1
                 self.preempting = True
             elif self._blocked is not None and self.cache is not None:
@@ -141,10 +142,12 @@ class Scheduler:
         decodes.advance(iterations)
         begun: list[SimRequest] | tuple[()] = ()
         finished: list[SimRequest] | tuple[()] = ()
-        cache, chunks = self.cache, self._chunks
-        if chunks or self._resumed:
-            begun = [seq for seq in self._resumed if not seq.announced] if self._resumed else []
-            self._resumed.clear()
+        cache, chunks, resumed = self.cache, self._chunks, self._resumed
+        if chunks or resumed:
+            begun = []
+            if resumed:
+                begun += [seq for seq in resumed if not seq.announced]
+                resumed.clear()
             self._partial = None
             for seq, computed in chunks:
                 seq.computed = computed
@@ -241,18 +244,23 @@ class Scheduler:
             cache.fit(free)
         self._blocked = None
 
-        self.tokens = self.pairs = self.restored_tokens = 0
+        chunks = self._chunks
+        self.restored_tokens = 0
         if chunk and partial is not None:
-            self._add_chunk(partial, chunk)
+            after = partial.computed + chunk
+            chunks.append((partial, after))
             budget -= chunk
+            if cache is not None:
+                cache.write(partial, after)
 
-        if self.waiting and not preempted:
-            waiting, running, watermark = self.waiting, self.running, self._watermark
+        waiting = self.waiting
+        if waiting and not preempted:
+            running, watermark = self.running, self._watermark
             room = self.max_num_seqs - len(running)
+            found, shared, cached = _NOTHING, 0, 0
             while room > 0 and budget > 0:
                 seq = waiting[0]
                 context, computed = seq.context, seq.host_tokens
-                found, shared, cached = _NOTHING, 0, 0
                 if cache is not None:
                     found = cache.find(seq)
                     shared = sum([block.users > 0 for block in found])
@@ -262,7 +270,8 @@ class Scheduler:
                 chunk = context - computed
                 if chunk > budget:
                     chunk = budget
-                blocks = -(-(computed + chunk) // size)
+                after = computed + chunk
+                blocks = -(-after // size)
                 needed = (-(-context // size) if self._whole_prompt else blocks) - shared
                 if needed + watermark > free and (running or needed > free):
                     self._blocked = found
@@ -285,12 +294,13 @@ class Scheduler:
                     self._resumed.append(seq)
                     if cache is not None:
                         cache.join(seq)
-                        cache.write(seq, computed + 1)
                 else:
-                    self._add_chunk(seq, chunk)
+                    chunks.append((seq, after))
+                if cache is not None:
+                    cache.write(seq, after)
                 if not waiting:
                     break
-        if not (self._chunks or preempted or self._resumed):
+        if not (chunks or preempted or self._resumed):
             return False
 
         count = decodes.count
@@ -299,12 +309,20 @@ class Scheduler:
             for seq in self._skipped:
                 count -= 1
                 kv_tokens -= decodes.steps - seq.offset + 1
-        if not (count or self._chunks):
+        if not (count or chunks):
             # All that could run were preempted or skipped: an empty step, which takes no time.
             self._skipped.clear()
             return self._mix()
-        self.tokens += count
-        self.seqs = count + len(self._chunks)
+        tokens, pairs = count, 0
+        for seq, after in chunks:
+            # A chunk's i-th token attends to all before it and itself.
+            before = seq.computed
+            chunk = after - before
+            tokens += chunk
+            pairs += chunk * (before + after + 1) // 2
+        self.tokens = tokens
+        self.pairs = pairs
+        self.seqs = count + len(chunks)
         self.kv_tokens = kv_tokens
         return True
 
@@ -318,16 +336,6 @@ class Scheduler:
             tokens = min(tokens, seq.host_tokens + self.max_num_batched_tokens - decodes.count)
         free = self._capacity - decodes.blocks - decodes.blocks_for(2)
         return -(-tokens // self.block_size) + self._watermark > free
-
-    def _add_chunk(self, seq: SimRequest, chunk: int) -> None:
-        """A chunk's i-th token attends to all before it and itself."""
-        before = seq.computed
-        after = before + chunk
-        self._chunks.append((seq, after))
-        if self.cache is not None:
-            self.cache.write(seq, after)
-        self.tokens += chunk
-        self.pairs += chunk * (before + after + 1) // 2
 
     def _preempt_last(self, free: int, partial_blocks: int) -> int:
         """Preempt the latest admitted until the others have the blocks that they need.

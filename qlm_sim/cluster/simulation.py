@@ -69,8 +69,9 @@ class Cluster:
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.clock = Clock()
-        self.runtime = Runtime(core, self, solver, recorder)
+        self.runtime = Runtime(core, _Away(self, order_s) if order_s else self, solver, recorder)
         self._inbox = self.runtime.inbox
+        self._settle = self.runtime.settle
         self._now = 0.0
         """The instant that is being decided upon."""
         self.store: dict[str, SimRequest] = {}
@@ -79,7 +80,6 @@ class Cluster:
         self._requests = len(workload)
         self._progress = progress
         self._due: list[SimEngine] = []
-        self._order_s = order_s
         self._times: dict[tuple[int, float], StepTimes] = {}
         """By the id of a StepCost, which like instances share, and the factor on it."""
         self._engines = {
@@ -136,15 +136,8 @@ class Cluster:
             seq = self.store.pop(action.request_id)
             if seq.host is not None:
                 seq.host.release(seq)
-        elif self._order_s:
-            on_its_way = self.clock.timeout(self._order_s, action)
-            on_its_way.callbacks.append(lambda event: self._deliver(self.clock.now, event.value))
-        else:
-            self._deliver(self._now, action)
-
-    def _deliver(self, now: float, action: Pull | Evict | SwapModel) -> None:
-        """Hand an order to its engine."""
-        name = action.instance
+            return
+        name, now = action.instance, self._now
         engine = self._engines[name]
         if name not in self._at_work:
             self._start_reporting(now, engine)
@@ -155,15 +148,19 @@ class Cluster:
         elif type(action) is SwapModel:
             engine.swap(now, action.model)
 
+    def execute_late(self, action: Pull | Evict | SwapModel) -> None:
+        """Carry out an order that has been on its way until now."""
+        self._now = self.clock.now
+        self.execute(action)
+
     def _end_of_instant(self, now: float) -> bool:
         """Decide upon what happened at ``now``, and let the engines go on. False when all is over."""
         inbox = self._inbox
         if inbox or self._settle_now:
             self._now = now
             self._settle_now = False
-            settle = self.runtime.settle
             while True:
-                wake_at = settle(now)
+                wake_at = self._settle(now)
                 if wake_at != self._timer_at:
                     self._set_timer(now, wake_at)
                 if not inbox:
@@ -239,6 +236,21 @@ class Cluster:
                 del self._at_work[name]
         if self._progress is not None:
             self._progress(self.arrived - len(self.store), self._requests)
+
+
+class _Away:
+    """The engines' side of the port, for a core whose orders are ``order_s`` on their way."""
+
+    def __init__(self, cluster: Cluster, order_s: float) -> None:
+        self._cluster = cluster
+        self._order_s = order_s
+
+    def execute(self, action: Pull | Evict | SwapModel | Reject) -> None:
+        cluster = self._cluster
+        if isinstance(action, Reject):
+            cluster.execute(action)
+        else:
+            cluster.clock.timeout(self._order_s).callbacks.append(lambda _: cluster.execute_late(action))
 
 
 def simulate(

@@ -50,6 +50,12 @@ class Tracked:
         "state",
     )
 
+    # Of the current attempt, once it is pulled.
+    pulled_at: float
+    """When it was sent to its engine."""
+    pulled_context: int
+    """Tokens it brought along: prompt and what was generated before."""
+
     def __init__(self, request: Request) -> None:
         self.request = request
         self.state: State = WAITING
@@ -61,10 +67,6 @@ class Tracked:
         """Where the current attempt runs; the last one's engine while waiting."""
         self.output_tokens = 0
         """Tokens generated, as last reported."""
-        self.pulled_at = 0.0
-        """When the current attempt was sent to its engine."""
-        self.pulled_context = 0
-        """Tokens it brought along to the current attempt: prompt and what was generated before."""
         self.first_token_at: float | None = None
         """When the current attempt began to decode; None while it waits or prefills."""
         self.served = False

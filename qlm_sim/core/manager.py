@@ -217,27 +217,28 @@ class QueueManager:
         if item is not None:
             item.output_tokens = event.output_tokens
 
-    def _leave_engine(self, item: Tracked) -> None:
-        ledger = self.ledgers[item.instance]
+    def _leave_engine(self, ledger: InstanceLedger, item: Tracked) -> None:
         if item.state is EVICTING:
             ledger.evicting -= 1
         ledger.left(item)
         self.policy.changed(ledger)
-        self._touched[item.instance] = None
+        self._touched[ledger.id] = None
 
     def _finished(self, now: float, event: RequestFinished) -> None:
         item = self._on_engine(event)
         if item is not None:
-            self.estimator.finished(self.ledgers[event.instance], item, now, event.output_tokens)
-            self._leave_engine(item)
+            ledger = self.ledgers[event.instance]
+            self.estimator.finished(ledger, item, now, event.output_tokens)
+            self._leave_engine(ledger, item)
             del self.requests[event.request_id]
 
     def _evicted(self, now: float, event: RequestEvicted) -> None:
         item = self._on_engine(event)
         if item is None:
             return
-        self.estimator.left(self.ledgers[event.instance], item, now, event.output_tokens)
-        self._leave_engine(item)
+        ledger = self.ledgers[event.instance]
+        self.estimator.left(ledger, item, now, event.output_tokens)
+        self._leave_engine(ledger, item)
         if item.cancelled:
             del self.requests[event.request_id]
             return
@@ -250,8 +251,9 @@ class QueueManager:
     def _failed(self, now: float, event: RequestFailed) -> None:
         item = self._on_engine(event)
         if item is not None:
-            self.estimator.left(self.ledgers[event.instance], item, now, None)
-            self._leave_engine(item)
+            ledger = self.ledgers[event.instance]
+            self.estimator.left(ledger, item, now, None)
+            self._leave_engine(ledger, item)
             del self.requests[event.request_id]
 
     def _swapped(self, now: float, event: ModelSwapped) -> None:

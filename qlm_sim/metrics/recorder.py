@@ -101,8 +101,10 @@ class RunRecorder:
         self._instance: list[int] = []
         self._state: list[int] = []
 
-        self._counts = [0]
-        """Requests running, then those waiting of each class."""
+        self._running = 0
+        """Requests that decode now ..."""
+        self._waiting: list[int] = []
+        """... and those of each class that wait for their first token."""
         self._load = LoadSampler()
         self._engines: defaultdict[str, EngineSampler] = defaultdict(EngineSampler)
         self._timelines: defaultdict[str, _Timeline] = defaultdict(_Timeline)
@@ -201,7 +203,7 @@ class RunRecorder:
     def _read(self) -> None:
         """Read the gathered settles. The commonest events come first; locals are for speed."""
         pending, self._pending = self._pending, []
-        row_of, counts, load = self._row_of, self._counts, self._load
+        row_of, running, waiting, load = self._row_of, self._running, self._waiting, self._load
         row_of_get = row_of.get
         state, attempts, class_of = self._state, self._attempts, self._class
         first_token_s, finished_s = self._first_token_s, self._finished_s
@@ -212,7 +214,7 @@ class RunRecorder:
         sample_s = load.next_s
         for now, events, actions in pending:
             if now >= sample_s:
-                load.sample(now, counts)
+                load.sample(now, running, waiting)
                 sample_s = load.next_s
             for event in events:
                 if type(event) is RequestFinished:
@@ -221,9 +223,9 @@ class RunRecorder:
                         continue
                     del row_of[event.request_id]
                     if state[row] == _RUNNING:
-                        counts[0] -= 1
+                        running -= 1
                     else:  # its FirstToken belongs to this same instant and is sorted behind
-                        counts[class_of[row] + 1] -= 1
+                        waiting[class_of[row]] -= 1
                         if first_token_s[row] != first_token_s[row]:
                             first_token_s[row] = now
                     state[row] = _FINISHED
@@ -237,8 +239,8 @@ class RunRecorder:
                         first_token_s[row] = now
                     if state[row] == _SENT:
                         state[row] = _RUNNING
-                        counts[0] += 1
-                        counts[class_of[row] + 1] -= 1
+                        running += 1
+                        waiting[class_of[row]] -= 1
                 elif type(event) is RequestArrived:
                     request = event.request
                     if rows == self._capacity:
@@ -247,17 +249,20 @@ class RunRecorder:
                     rows += 1
                     slo_class = classes[request.slo_class]
                     class_of.append(slo_class)
-                    slo_class += 1
-                    if slo_class == len(counts):
-                        counts.append(0)
-                    counts[slo_class] += 1
+                    if slo_class == len(waiting):
+                        waiting.append(0)
+                    waiting[slo_class] += 1
                     arrived.append(request)
                 elif type(event) is Progress:
                     row = row_of_get(event.request_id, -1)
                     if row >= 0 and attempts[row] == event.attempt:
                         output_tokens[row] = event.output_tokens
+                elif type(event) is EngineReported:
+                    self._engines[event.instance].report(now, event)
                 else:
+                    self._running = running
                     self._rare(now, event)
+                    running = self._running
             for action in actions:
                 if type(action) is Pull:
                     row = row_of[action.request_id]
@@ -266,6 +271,7 @@ class RunRecorder:
                     state[row] = _SENT
                 elif type(action) is Reject:
                     self._end(action.request_id, _REJECTED)
+        self._running = running
         self._append(arrived)
 
     def _append(self, requests: list[Request]) -> None:
@@ -275,9 +281,7 @@ class RunRecorder:
         self._model.extend([self._models[request.model] for request in requests])
 
     def _rare(self, now: float, event: Event) -> None:
-        if isinstance(event, EngineReported):
-            self._engines[event.instance].report(now, event)
-        elif isinstance(event, RequestEvicted):
+        if isinstance(event, RequestEvicted):
             row = self._row_of.get(event.request_id, -1)
             if row >= 0 and self._attempts[row] == event.attempt and self._state[row] != _WAITING:
                 self._give_back(row)
@@ -309,8 +313,8 @@ class RunRecorder:
     def _give_back(self, row: int) -> None:
         """The request waits again."""
         if self._state[row] == _RUNNING:
-            self._counts[0] -= 1
-            self._counts[self._class[row] + 1] += 1
+            self._running -= 1
+            self._waiting[self._class[row]] += 1
         self._state[row] = _WAITING
 
     def _end(self, request_id: str, state: int) -> None:
@@ -318,5 +322,5 @@ class RunRecorder:
         row = self._row_of.pop(request_id, -1)
         if row >= 0:
             self._give_back(row)
-            self._counts[self._class[row] + 1] -= 1
+            self._waiting[self._class[row]] -= 1
             self._state[row] = state

@@ -35,9 +35,9 @@ class LoadSampler:
         self.next_s = 0.0
         self._samples: list[tuple[int, ...]] = []
 
-    def sample(self, now: float, counts: list[int]) -> None:
-        """Note ``counts``, which held since the last settle, at every due instant until ``now``."""
-        counted = tuple(counts)
+    def sample(self, now: float, running: int, waiting: list[int]) -> None:
+        """Note the counts, which held since the last settle, at every due instant until ``now``."""
+        counted = (running, *waiting)
         samples = self._samples
         while self.next_s <= now:
             samples.append(counted)

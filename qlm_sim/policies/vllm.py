@@ -42,6 +42,22 @@ class _Route:
             column.append(request_s)
 
 
+class _Line:
+    """What waits for one instance."""
+
+    __slots__ = ("charges", "ledger", "places", "queue", "queued_s")
+
+    def __init__(self, ledger: InstanceLedger) -> None:
+        self.ledger = ledger
+        self.queue: deque[Tracked] = deque()
+        self.charges: deque[float] = deque()
+        """What each of them added to ..."""
+        self.queued_s = 0.0
+        """... the engine seconds that the queue stands for: service and the swaps between its models."""
+        self.places: list[tuple[str, _Route, int]] = []
+        """The models that are routed here, their routes, and the instance's place in each."""
+
+
 class VllmPolicy:
     """FCFS per instance, least-loaded dispatch."""
 
@@ -55,19 +71,13 @@ class VllmPolicy:
         self._estimator = estimator
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
-        self._ledgers = ledgers
-        self._queues: dict[str, deque[Tracked]] = {name: deque() for name in ledgers}
-        self._queued_s = dict.fromkeys(ledgers, 0.0)
-        """Engine seconds that each queue stands for: service and the swaps between its models."""
+        self._lines = {name: _Line(ledger) for name, ledger in ledgers.items()}
+        self._stale = dict(self._lines)
+        """Those whose waits must be computed anew."""
+        self._waiting = 0
         self.at_rest = True
-        self._charges: dict[str, float] = {}
-        """What each waiting request added to its queue's seconds."""
         self._routes: dict[str, _Route] = {}
         """By model."""
-        self._places: dict[str, list[tuple[str, _Route, int]]] = {name: [] for name in ledgers}
-        """By instance: the models that are routed there, their routes, and its place in each."""
-        self._stale: dict[str, InstanceLedger] = {}
-        """Instances whose waits must be computed anew."""
         at_home = {ledger.spec.resident for ledger in ledgers.values()}
         for ledger in ledgers.values():
             for model, profile in ledger.spec.models.items():
@@ -77,59 +87,63 @@ class VllmPolicy:
                 service = group_service(profile, TYPICAL_PROMPT_TOKENS, lengths)
                 request_s = service.prefill_s + service.decode_s
                 route = self._routes.setdefault(model, _Route())
-                self._places[ledger.id].append((model, route, len(route.instances)))
+                self._lines[ledger.id].places.append((model, route, len(route.instances)))
                 route.append(ledger.id, request_s)
-            self._stale[ledger.id] = ledger
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
         chosen, charge_s = self._route(item.request.model)
         item.instance = chosen
-        self._charges[item.request.id] = charge_s
+        self._waiting += 1
         self.at_rest = False
-        self._queues[chosen].append(item)
-        self._queued_s[chosen] += charge_s
-        self._stale[chosen] = self._ledgers[chosen]
+        line = self._stale[chosen] = self._lines[chosen]
+        line.queue.append(item)
+        line.charges.append(charge_s)
+        line.queued_s += charge_s
         return (chosen,)
 
     def _route(self, model: str) -> tuple[str, float]:
         """The instance where a request of the model would wait least, and the seconds that it adds there."""
-        for ledger in self._stale.values():
-            self._refresh(ledger)
-        self._stale.clear()
+        if self._stale:
+            self._refresh()
         route = self._routes[model]
         place = route.wait_s.index(min(route.wait_s))
         return route.instances[place], route.added_s[place]
 
-    def _refresh(self, ledger: InstanceLedger) -> None:
-        """Compute anew what a request of each model would wait for on the instance."""
-        name = ledger.id
-        queue = self._queues[name]
-        last = queue[-1].request.model if queue else ledger.next_model
-        running, queued_s = len(ledger.running), self._queued_s[name]
-        for model, route, place in self._places[name]:
-            added_s = request_s = route.request_s[place]
-            if last != model:
-                added_s += ledger.swap_s(model)
-            route.added_s[place] = added_s
-            route.wait_s[place] = running * request_s + queued_s + added_s
+    def _refresh(self) -> None:
+        """Compute anew what a request of each model would wait for, where that may have changed."""
+        for line in self._stale.values():
+            ledger, queue, queued_s = line.ledger, line.queue, line.queued_s
+            last = queue[-1].request.model if queue else ledger.next_model
+            running = len(ledger.running)
+            for model, route, place in line.places:
+                added_s = request_s = route.request_s[place]
+                if last != model:
+                    added_s += ledger.swap_s(model)
+                route.added_s[place] = added_s
+                route.wait_s[place] = running * request_s + queued_s + added_s
+        self._stale.clear()
 
     def discard(self, item: Tracked) -> None:
         name = item.instance
-        queue = self._queues[name]
+        line = self._stale[name] = self._lines[name]
+        queue, charges = line.queue, line.charges
         if queue[0] is item:
             queue.popleft()
+            charge_s = charges.popleft()
         else:
-            queue.remove(item)
-        charge_s = self._charges.pop(item.request.id)
-        self.at_rest = not self._charges
-        self._queued_s[name] = self._queued_s[name] - charge_s if queue else 0.0
-        self._stale[name] = self._ledgers[name]
+            place = queue.index(item)
+            charge_s = charges[place]
+            del queue[place], charges[place]
+        line.queued_s = line.queued_s - charge_s if queue else 0.0
+        self._waiting -= 1
+        self.at_rest = not self._waiting
 
     def changed(self, ledger: InstanceLedger) -> None:
-        self._stale[ledger.id] = ledger
+        name = ledger.id
+        self._stale[name] = self._lines[name]
 
     def next_for(self, ledger: InstanceLedger, now: float) -> Tracked | None:
-        queue = self._queues[ledger.id]
+        queue = self._lines[ledger.id].queue
         return queue[0] if queue else None
 
     def woken(self, now: float) -> Iterable[str]:
@@ -139,14 +153,14 @@ class VllmPolicy:
         return ()
 
     def order(self, ledger: InstanceLedger, now: float) -> Sequence[RequestGroup]:
-        return stretches(self._queues[ledger.id])
+        return stretches(self._lines[ledger.id].queue)
 
     def standing(self, item: Tracked, now: float) -> Standing:
-        return Standing((item.instance,), self._queues[item.instance].index(item))
+        return Standing((item.instance,), self._lines[item.instance].queue.index(item))
 
     def standing_of_new(self, request: Request, now: float) -> Standing:
         instance, _ = self._route(request.model)
-        return Standing((instance,), len(self._queues[instance]))
+        return Standing((instance,), len(self._lines[instance].queue))
 
     def replan(self, now: float) -> Replan | None:
         return None
