@@ -29,8 +29,8 @@ class Decodes:
         """Computed tokens of all sequences."""
         self.blocks = 0
         """KV blocks that hold them."""
-        self.residues = [0] * (2 * block_size)
-        """Sequences by residue of their offset, twice over so that a window may run past the end."""
+        self.residues = [0] * block_size
+        """Sequences by residue of their offset."""
         self.finishes: list[tuple[int, int, SimRequest]] = []
         """Heap of (step, order of joining, sequence); entries of those that left are stale."""
         self._joined = 0
@@ -42,9 +42,7 @@ class Decodes:
         self.count += 1
         self.kv_tokens += computed
         self.blocks -= -computed // size
-        residue = offset % size
-        residues[residue] += 1
-        residues[residue + size] += 1
+        residues[offset % size] += 1
         number = self._joined = self._joined + 1
         entry = seq.finish_entry = (offset + seq.last_token, number, seq)
         heappush(self.finishes, entry)
@@ -58,20 +56,18 @@ class Decodes:
         self.count -= 1
         self.kv_tokens -= computed
         self.blocks += -computed // size
-        residue = offset % size
-        residues[residue] -= 1
-        residues[residue + size] -= 1
+        residues[offset % size] -= 1
 
     def advance(self, iterations: int) -> None:
         """So many iterations are done."""
-        steps, count, size = self.steps, self.count, self.block_size
-        start = steps % size
         if iterations == 1:
-            self.blocks += self.residues[start]
+            self.blocks += self.residues[self.steps % self.block_size]
+            self.steps += 1
+            self.kv_tokens += self.count
         else:
-            self.blocks += iterations // size * count + sum(self.residues[start : start + iterations % size])
-        self.steps = steps + iterations
-        self.kv_tokens += iterations * count
+            self.blocks += self.blocks_for(iterations)
+            self.steps += iterations
+            self.kv_tokens += iterations * self.count
 
     def skip(self, seq: SimRequest) -> None:
         """Take back the last iteration's progress of a sequence that had no part in it."""
@@ -102,9 +98,11 @@ class Decodes:
 
     def blocks_for(self, iterations: int) -> int:
         """KV blocks that the next so many iterations take, if no sequence joins or leaves."""
-        size = self.block_size
-        start, rest = self.steps % size, iterations % size
-        return iterations // size * self.count + sum(self.residues[start : start + rest])
+        size, residues = self.block_size, self.residues
+        start = self.steps % size
+        end = start + iterations % size
+        blocks = iterations // size * self.count + sum(residues[start:end])
+        return blocks if end <= size else blocks + sum(residues[: end - size])
 
     def iterations_in(self, blocks: int) -> int:
         """Iterations that can be done with that many free blocks."""
@@ -113,7 +111,7 @@ class Decodes:
         cycles, blocks = divmod(blocks, self.count)
         step = self.steps % size
         rest = 0
-        while (needed := residues[step + rest]) <= blocks:
+        while (needed := residues[(step + rest) % size]) <= blocks:
             blocks -= needed
             rest += 1
         return cycles * size + rest

@@ -68,6 +68,9 @@ class Scheduler:
         """Requests that came back with all their KV cache and decode on at once."""
         self._skipped: list[SimRequest] = []
         """Decoding requests that have no part in it."""
+        self._short: SimRequest | None = None
+        """Without prefix caching, the head that lacks blocks: of those running, none has left since that was
+        seen, so that it lacks them still."""
         self._blocked: list[Block] | None = None
         """With prefix caching, what was found for the head that too few free blocks keep waiting."""
 
@@ -94,6 +97,7 @@ class Scheduler:
     def stop(self, seq: SimRequest) -> None:
         """Take a running request out, between two iterations. ``seq.computed`` tells its KV tokens."""
         del self.running[seq.request.id]
+        self._short = None
         if seq is self._partial:
             self._partial = None
         else:
@@ -109,14 +113,15 @@ class Scheduler:
         no KV block is missing. ``kv_tokens`` then grows by ``seqs`` from each to the next.
         """
         self.preempting = False
-        if self.waiting or self._partial is not None:
+        waiting = self.waiting
+        if (waiting and waiting[0] is not self._short) or self._partial is not None:
             if self._mix():
                 if self._chunks or longest == 1 or not self._goes_on():
                     return 1
                 self.preempting = True
-            elif self._blocked is not None and self.cache is not None:
+            elif self.cache is not None and self._blocked is not None:
                 longest = self.cache.iterations_unchanged(
-                    self.waiting[0], self._blocked, self.decodes, self._free(), longest
+                    waiting[0], self._blocked, self.decodes, self._free(), longest
                 )
         decodes = self.decodes
         count = self.tokens = self.seqs = decodes.count
@@ -171,6 +176,7 @@ class Scheduler:
             cache.fit(self._free())
         if (finishes := decodes.finishes) and finishes[0][0] <= decodes.steps:
             finished = decodes.finished()
+            self._short = None
             if cache is not None:
                 finished.sort(key=order_of_admission)
                 self._capacity -= sum([cache.release(seq) for seq in finished])
@@ -242,7 +248,7 @@ class Scheduler:
         elif cache is not None:
             cache.write_until(decodes.steps + 1)
             cache.fit(free)
-        self._blocked = None
+        self._blocked = self._short = None
 
         chunks = self._chunks
         self.restored_tokens = 0
@@ -274,7 +280,10 @@ class Scheduler:
                 blocks = -(-after // size)
                 needed = (-(-context // size) if self._whole_prompt else blocks) - shared
                 if needed + watermark > free and (running or needed > free):
-                    self._blocked = found
+                    if cache is None:
+                        self._short = seq
+                    else:
+                        self._blocked = found
                     break
                 waiting.popleft()
                 running[seq.request.id] = seq
