@@ -16,7 +16,7 @@ class GroupKey(NamedTuple):
     model: str
     slo_class: str
     band: int
-    """Of lengths, so that mega-prompts are apart (``prompt_band``)."""
+    """Of lengths, so that mega-prompts are apart (``ServiceEstimator.band``)."""
     served: bool = False
     """Evicted after their first token: what is left is decoding."""
     late: bool = False
@@ -26,11 +26,6 @@ class GroupKey(NamedTuple):
     def decided(self) -> bool:
         """Whether their SLO can no longer be met or missed by what is done now."""
         return self.served or self.late
-
-
-def prompt_band(prompt_tokens: int) -> int:
-    """0 for prompts below 4096 tokens, then one band per factor of four."""
-    return ((prompt_tokens >> 12).bit_length() + 1) // 2
 
 
 class RequestGroup:
@@ -86,7 +81,7 @@ class GroupTable:
             group = self._open[key] = self._new(key, limit)
         items = group.items
         items.append(item)
-        group.context_tokens += item.context_tokens
+        group.context_tokens += item.request.prompt_tokens + item.output_tokens
         item.group = group
         if len(items) >= group.limit:
             del self._open[key]
@@ -105,7 +100,7 @@ class GroupTable:
             items.popleft()
         else:
             items.remove(item)
-        group.context_tokens -= item.context_tokens
+        group.context_tokens -= item.request.prompt_tokens + item.output_tokens
         item.group = None
         if not items:
             self._drop(group)

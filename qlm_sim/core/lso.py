@@ -31,10 +31,7 @@ class LsoAgent:
             self._switch(ledger, ledger.leaving_for, now, actions)
             return
         policy = self._policy
-        while True:
-            item = policy.next_for(ledger, now)
-            if item is None:
-                return
+        while (item := policy.next_for(ledger, now)) is not None:
             model = item.request.model
             if model != ledger.model:
                 if self._may_swap:
@@ -98,11 +95,13 @@ def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float
     It can when a sequence slot is free, the prompts ahead of it fill less than one iteration, and its
     KV cache fits beside that of the running requests and what these are expected to grow by.
     """
-    profile = ledger.spec.models[item.request.model]
+    request = item.request
+    profile = ledger.spec.models[request.model]
     running = len(ledger.running)
     if running >= profile.max_num_seqs or ledger.prefilling_tokens >= profile.max_num_batched_tokens:
         return False
-    if running == 0:
+    if not running:
         return True
     held = ledger.context_tokens + estimator.growth_tokens(ledger, item, now)
-    return held + item.context_tokens <= profile.kv_capacity_tokens
+    # ``context_tokens`` of the item, without the time that a property takes.
+    return held + (request.prompt_tokens + item.output_tokens) <= profile.kv_capacity_tokens

@@ -154,7 +154,7 @@ class Generating(Protocol):
 class _Seen:
     """What was seen of the requests of one kind."""
 
-    __slots__ = ("ends", "events", "finished", "leaves", "levels", "running", "tokens")
+    __slots__ = ("ends", "events", "leaves", "levels", "running", "tokens")
 
     def __init__(self, levels: "tuple[_Level, _Level, _Level]") -> None:
         self.levels = levels
@@ -165,14 +165,12 @@ class _Seen:
         self.tokens = array("d", bytes(8 * bins))
         """... and their tokens in sum."""
         self.leaves = array("d", bytes(8 * bins))
-        """Those and the ones whose observation ends in the bin, less those whose begins there."""
-        self.finished = 0.0
+        """Requests whose observation ends in the bin otherwise, less those whose begins there."""
         self.events = 0
         self.running: dict[str, Generating] = {}
         """Those that decode, by id."""
 
     def forget_half(self) -> None:
-        self.finished /= 2
         for column in (self.ends, self.tokens, self.leaves):
             column[:] = array("d", [value / 2 for value in column])
 
@@ -185,20 +183,17 @@ class _Level:
         self._cap_bin = bisect_left(EDGES, cap_tokens) - 1 if cap_tokens else len(EDGES) - 1
         self.kinds: list[_Seen] = []
         """What was seen of the kinds in it."""
-        self._remembered = 0
-        """Requests that ``one_more`` told of, those that were forgotten left out."""
+        self.remembered = 0
+        """Requests of this model that have finished, those that were forgotten left out."""
         self._due = 0.0
         self._seen = -1
         self.version = 0
         self._distribution = PRIOR
 
-    def one_more(self) -> None:
-        """A request of this model has finished."""
-        self._remembered += 1
-        if self._remembered > MEMORY_REQUESTS:
-            self._remembered //= 2
-            for kind in self.kinds:
-                kind.forget_half()
+    def forget_half(self) -> None:
+        self.remembered //= 2
+        for kind in self.kinds:
+            kind.forget_half()
 
     @property
     def distribution(self) -> LengthDistribution:
@@ -214,12 +209,13 @@ class _Level:
         return self._distribution
 
     def _estimate(self, prior: LengthDistribution) -> LengthDistribution:
-        finished = sum(kind.finished for kind in self.kinds)
         ends, sums, leaves = np.zeros((3, len(EDGES) - 1))
         for kind in self.kinds:
             ends += kind.ends
             sums += kind.tokens
             leaves += kind.leaves
+        finished = float(ends.sum())
+        leaves += ends
         tokens = np.array([each.tokens for kind in self.kinds for each in kind.running.values()])
         if len(tokens):
             at = np.clip(np.searchsorted(_EDGES, tokens) - 1, 0, len(leaves) - 1)
@@ -266,13 +262,16 @@ class OutputLengths:
         seen = self._of_kind[kind]
         del seen.running[request_id]
         at = bisect_left(EDGES, tokens, 1, _LAST) - 1
-        seen.leaves[at] += 1.0
         if finished:
             seen.events += 1
             seen.ends[at] += 1.0
             seen.tokens[at] += tokens
-            seen.finished += 1.0
-            seen.levels[0].one_more()
+            model = seen.levels[0]
+            model.remembered += 1
+            if model.remembered > MEMORY_REQUESTS:
+                model.forget_half()
+        else:
+            seen.leaves[at] += 1.0
 
     def of_kind(self, kind: LengthKind) -> LengthDistribution:
         return (self._of_kind.get(kind) or self._new(kind)).levels[2].distribution

@@ -127,18 +127,19 @@ class QlmPolicy:
         return Standing((name,), sum(map(len, self._queues.of[name][:position])))
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
-        model = item.request.model
-        if item.request.slo_s > self._loosest_slo_s:
-            self._loosest_slo_s = item.request.slo_s
-        if not (item.attempt or self._one_model):
-            self._visits.arrived(item.request, now)
-        group = self._queues.join(item, now)
-        if self._intervals > 1 and item.request.slo_class != self._only_class:
+        request, queues = item.request, self._queues
+        model = request.model
+        if request.slo_s > self._loosest_slo_s:
+            self._loosest_slo_s = request.slo_s
+        if not (self._one_model or item.attempt):
+            self._visits.arrived(request, now)
+        group = queues.join(item, now)
+        if self._intervals > 1 and request.slo_class != self._only_class:
             self._intervals = 1
             self._replan_at = self._asked_at + self._replan_interval_s
         home = group.instance
         helper = self._helper(model, home) if self._hungry.get(model) else None
-        if len(group.items) > 1 and self._queues.of[home][0].key.model == self._ledgers[home].model:
+        if len(group.items) > 1 and queues.of[home][0].key.model == self._ledgers[home].model:
             # It stands behind others, which wait for room.
             return (helper,) if helper is not None else ()
         return (home, helper) if helper is not None else (home,)
@@ -161,29 +162,31 @@ class QlmPolicy:
             queues.review(now)
         queue = queues.of[ledger.id]
         model = ledger.model
-        first = resident = queue[0] if queue else None
-        if first is not None and first.key.model != model:
+        resident = queue[0] if queue else None
+        if resident is not None and resident.key.model != model:
             resident = next((group for group in queue if group.key.model == model), None)
-        if first is not resident and first is not None:
             if self._visits.should_end(ledger, queue, resident, now):
-                return first.head
+                return queue[0].head
         elif self._leave_at.next_at < _NEVER:
             self._leave_at.set(ledger.id, _NEVER)
-        if self._balancing and model is not None:
+        if resident is None:
+            if model is None or not self._balancing:
+                return None
+            if queues.groups:
+                resident = self._steal(model, decided=False) or self._steal(model, decided=True)
             if resident is None:
-                if queues.groups:
-                    resident = self._steal(model, decided=False) or self._steal(model, decided=True)
-                if resident is None:
-                    self._hungry.setdefault(model, {})[ledger.id] = None
-            elif not self._one_model:
-                other = self._steal(model, decided=False)
-                if (
-                    other is not None
-                    and other.first_deadline < resident.first_deadline
-                    and self._ledgers[other.instance].model != model
-                ):
-                    resident = other
-        return resident.items[0] if resident is not None else None
+                self._hungry.setdefault(model, {})[ledger.id] = None
+                return None
+        elif self._balancing and not self._one_model:
+            assert model is not None
+            other = self._steal(model, decided=False)
+            if (
+                other is not None
+                and other.first_deadline < resident.first_deadline
+                and self._ledgers[other.instance].model != model
+            ):
+                resident = other
+        return resident.items[0]
 
     def _steal(self, model: str, *, decided: bool) -> RequestGroup | None:
         """The most urgent group of the model, wherever it waits, with something to win or not.

@@ -65,14 +65,12 @@ class VirtualQueues:
 
     # Coming and going
 
-    def key(self, request: Request, served: bool) -> GroupKey:
-        return _key(request.model, request.slo_class, self._band(request), served)
+    def key(self, request: Request, served: bool, late: bool = False) -> GroupKey:
+        return _key(request.model, request.slo_class, self._band(request), served, late)
 
-    def join(self, item: Tracked, now: float) -> RequestGroup:
+    def join(self, item: Tracked, now: float, late: bool = False) -> RequestGroup:
         """``item`` waits from now on. A group of it alone is new, and has been placed."""
-        return self._join(item, self.key(item.request, item.served), now)
-
-    def _join(self, item: Tracked, key: GroupKey, now: float) -> RequestGroup:
+        key = self.key(item.request, item.served, late)
         group, new = self._table.join(item, key, self._limits.get(key) or self._limit(key))
         if new:
             self._place(group, now)
@@ -216,13 +214,12 @@ class VirtualQueues:
 
     def _relegate_late(self, group: RequestGroup, now: float) -> None:
         """Move requests whose deadline has passed to a late group of their kind."""
-        late_key = group.key._replace(late=True)
         home = group.instance
         while group.items and group.first_deadline < now:
             item = group.head
             item.instance = home
             self.leave(item)
-            self._join(item, late_key, now)
+            self.join(item, now, late=True)
             request = item.request
             left_s = request.arrived_at + 2 * PATIENCE_SLOS * request.slo_s - now
             again_at = now + max(request.slo_s, left_s / 2)
