@@ -31,11 +31,14 @@ class GroupKey(NamedTuple):
 class RequestGroup:
     """A waiting group. Changed by GroupTable alone."""
 
-    __slots__ = ("context_tokens", "id", "instance", "items", "key", "limit")
+    __slots__ = ("context_tokens", "decided", "id", "instance", "items", "key", "limit", "model")
 
     def __init__(self, group_id: int, key: GroupKey, limit: int) -> None:
         self.id = group_id
         self.key = key
+        self.model = key.model
+        self.decided = key.decided
+        """As the key has it: asked for often, and slow to read of a named tuple."""
         self.limit = limit
         self.items: deque[Tracked] = deque()
         self.context_tokens = 0

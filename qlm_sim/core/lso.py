@@ -42,18 +42,14 @@ class LsoAgent:
                     for victim in policy.victims(ledger, item, now):
                         self._evict(ledger, victim, actions)
                 return
-            self._pull(ledger, item, now, actions)
-
-    def _pull(self, ledger: InstanceLedger, item: Tracked, now: float, actions: list[Action]) -> None:
-        policy = self._policy
-        policy.discard(item)
-        item.state = RUNNING
-        item.attempt += 1
-        item.instance = ledger.id
-        item.kv_home = None
-        ledger.pulled(item, now)
-        policy.changed(ledger)
-        actions.append(Pull(item.request.id, item.attempt, ledger.id))
+            policy.discard(item)
+            item.state = RUNNING
+            item.attempt += 1
+            item.instance = ledger.id
+            item.kv_home = None
+            ledger.pulled(item, now)
+            policy.changed(ledger)
+            actions.append(Pull(item.request.id, item.attempt, ledger.id))
 
     def _evict(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:
         if item.state is not RUNNING:

@@ -145,7 +145,6 @@ def _bin(tokens: float) -> int:
 class Generating(Protocol):
     """A request that decodes now."""
 
-    @property
     def tokens(self) -> float:
         """Generated so far, all attempts together."""
         ...
@@ -216,7 +215,7 @@ class _Level:
             leaves += kind.leaves
         finished = float(ends.sum())
         leaves += ends
-        tokens = np.array([each.tokens for kind in self.kinds for each in kind.running.values()])
+        tokens = np.array([each.tokens() for kind in self.kinds for each in kind.running.values()])
         if len(tokens):
             at = np.clip(np.searchsorted(_EDGES, tokens) - 1, 0, len(leaves) - 1)
             leaves += np.bincount(at, minlength=len(leaves))
@@ -253,7 +252,7 @@ class OutputLengths:
         seen = self._of_kind.get(kind) or self._new(kind)
         seen.running[request_id] = generating
         seen.events += 1
-        if tokens > 1:
+        if tokens > 1.0:
             seen.leaves[_bin(tokens)] -= 1.0
 
     def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:

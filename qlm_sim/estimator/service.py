@@ -143,7 +143,7 @@ class ServiceEstimator:
             entry = clock.began(ledger, item, now, learnt.speed, waited_since)
             self.lengths.began(request.id, entry.kind, entry, entry.began)
             tokens = item.pulled_context
-            learnt.count += 1
+            learnt.count += 1.0
             learnt.total += tokens
             learnt.total_squared += tokens * tokens
             if learnt.count >= learnt.believed_until:
@@ -171,7 +171,7 @@ class ServiceEstimator:
             pace = clock.pace
             if pace is not None and (learnt.pace is None or pace.steps > learnt.pace[1].steps):
                 learnt.pace = ledger.spec.models[request.model], pace
-            tokens = entry.tokens if output_tokens is None else output_tokens
+            tokens = entry.tokens() if output_tokens is None else output_tokens
             self.lengths.ended(request.id, entry.kind, tokens, finished=finished)
 
     def reported(self, ledger: InstanceLedger, now: float) -> None:

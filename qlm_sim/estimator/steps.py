@@ -30,7 +30,7 @@ def prefill_s(profile: ModelOnInstance, tokens: float, beside: float = 0.0, toge
     longer_s = step.base_s(int(beside + chunk))
     if beside >= 1:
         longer_s -= step.base_s(int(beside))
-    return tokens / chunk * (longer_s + step.seq_s) + step.prefill_pair_s * tokens * tokens / 2
+    return tokens / chunk * (longer_s + step.seq_s) + step.prefill_pair_s * tokens * tokens * 0.5
 
 
 def decode_step_s(profile: ModelOnInstance, sequences: float, kv_tokens: float) -> float:

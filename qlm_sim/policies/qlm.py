@@ -105,9 +105,9 @@ class QlmPolicy:
         """The instance's virtual queue, but the loaded model's groups first: it has not been left yet."""
         queue = self._queues.of[ledger.id]
         model = ledger.next_model
-        if not queue or queue[0].key.model == model:
+        if not queue or queue[0].model == model:
             return queue
-        return sorted(queue, key=lambda group: group.key.model != model)
+        return sorted(queue, key=lambda group: group.model != model)
 
     def standing(self, item: Tracked, now: float) -> Standing:
         assert item.group is not None, f"{item!r} waits in no group"
@@ -139,7 +139,7 @@ class QlmPolicy:
             self._replan_at = self._asked_at + self._replan_interval_s
         home = group.instance
         helper = self._helper(model, home) if self._hungry.get(model) else None
-        if len(group.items) > 1 and queues.of[home][0].key.model == self._ledgers[home].model:
+        if len(group.items) > 1 and queues.of[home][0].model == self._ledgers[home].model:
             # It stands behind others, which wait for room.
             return (helper,) if helper is not None else ()
         return (home, helper) if helper is not None else (home,)
@@ -149,7 +149,7 @@ class QlmPolicy:
         hungry = self._hungry.get(model)
         while hungry:
             name = next(iter(hungry))
-            if self._ledgers[name].next_model == model and name != home:
+            if name != home and self._ledgers[name].next_model == model:
                 return name
             del hungry[name]
         return None
@@ -163,8 +163,8 @@ class QlmPolicy:
         queue = queues.of[ledger.id]
         model = ledger.model
         resident = queue[0] if queue else None
-        if resident is not None and resident.key.model != model:
-            resident = next((group for group in queue if group.key.model == model), None)
+        if resident is not None and resident.model != model:
+            resident = _first_of(queue, model)
             if self._visits.should_end(ledger, queue, resident, now):
                 return queue[0].head
         elif self._leave_at.next_at < _NEVER:
@@ -206,11 +206,9 @@ class QlmPolicy:
         Those of looser classes, and of its own where nothing is promised beyond the first token, which they
         have.
         """
-        if (
-            item.served
-            or item.deadline < now
-            or (item.request.slo_s >= self._loosest_slo_s and not self._first_token_only)
-        ):
+        if item.request.slo_s >= self._loosest_slo_s and not self._first_token_only:
+            return ()
+        if item.served or item.deadline < now:
             return ()
         group = item.group
         assert group is not None
@@ -220,6 +218,16 @@ class QlmPolicy:
         wait_s = max(1.0, need / each) * service.decode_s
         if now + wait_s + service.prefill_s + margin_s(wait_s) < item.deadline:
             return ()
+        chosen: list[Tracked] = []
+        for other in self._looser(ledger, item):
+            if need <= 0:
+                break
+            chosen.append(other)
+            need -= other.pulled_context
+        return chosen if need <= 0 else ()
+
+    def _looser(self, ledger: InstanceLedger, item: Tracked) -> Sequence[Tracked]:
+        """What runs there and may be evicted for ``item``, first what is best taken."""
         looser = [
             other
             for other in ledger.running.values()
@@ -239,13 +247,7 @@ class QlmPolicy:
                 other.request.id,
             )
         )
-        chosen: list[Tracked] = []
-        for other in looser:
-            if need <= 0:
-                break
-            chosen.append(other)
-            need -= other.pulled_context
-        return chosen if need <= 0 else ()
+        return looser
 
     def _promises_no_more(self, item: Tracked) -> bool:
         return item.request.slo_class in self._first_token_only
@@ -270,7 +272,7 @@ class QlmPolicy:
     def adopt(self, plan: Plan, now: float) -> Iterable[str]:
         if plan.number != self._problems:
             return ()
-        undecided = sum([len(g.items) for g in self._queues.groups.values() if not g.key.decided])
+        undecided = sum([len(g.items) for g in self._queues.groups.values() if not g.decided])
         self._visits.miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
         changed = self._queues.adopt(replace(plan, queues=in_turn(self._asked, plan.queues)), now)
         if not self._one_model:
@@ -284,3 +286,7 @@ class QlmPolicy:
             (self._only_class,) = classes
         self._replan_at = self._asked_at + self._intervals * self._replan_interval_s
         return changed
+
+
+def _first_of(queue: Sequence[RequestGroup], model: str | None) -> RequestGroup | None:
+    return next((group for group in queue if group.model == model), None)

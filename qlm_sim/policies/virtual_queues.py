@@ -91,12 +91,12 @@ class VirtualQueues:
             self._index(group)
 
     def _index(self, group: RequestGroup) -> None:
-        key = group.key.model, group.key.decided
-        index = self._of_model.get(key)
+        kind = group.model, group.decided
+        index = self._of_model.get(kind)
         if index is None:
-            index = self._of_model[key] = DeadlineIndex(self._table.groups)
+            index = self._of_model[kind] = DeadlineIndex(self._table.groups)
         index.add(group)
-        if not group.key.decided:
+        if not group.decided:
             self._undecided.add(group)
             if group.first_deadline < self.review_at:
                 self.review_at = group.first_deadline
@@ -158,12 +158,12 @@ class VirtualQueues:
 
     def _place(self, group: RequestGroup, now: float) -> None:
         """Put a new group on a virtual queue until the next plan."""
-        model = group.key.model
-        if group.key.decided and group.head.instance in self.of:
+        model = group.model
+        if group.decided and group.head.instance in self.of:
             # Nothing can be missed any more: behind the others of its model, where it was.
             name = group.head.instance
             queue = self.of[name]
-            same = [p for p, other in enumerate(queue) if other.key.model == model]
+            same = [p for p, other in enumerate(queue) if other.model == model]
             position = same[-1] + 1 if same else len(queue)
         else:
             name, position = self.spot(group, now, self._snapshot)
@@ -173,7 +173,7 @@ class VirtualQueues:
 
     def spot(self, group: RequestGroup, now: float, snapshot: SnapshotTaker) -> tuple[str, int]:
         """The instance and the position in its queue where a new group is best placed."""
-        model = group.key.model
+        model = group.model
         for ledger in self.idle.least_loaded(model):
             if fits(ledger, group.head, snapshot.estimator, now):
                 return ledger.id, 0
@@ -253,7 +253,7 @@ class VirtualQueues:
                 group = groups.get(group_id)
                 if group is None:
                     continue
-                if group_id in awaited and group.instance != name and group.key.model != ledger.model:
+                if group_id in awaited and group.instance != name and group.model != ledger.model:
                     continue
                 group.instance = name
                 kept.append(group)
@@ -276,5 +276,5 @@ class VirtualQueues:
             for name, queue in self.of.items()
             if (wanted := self._ledgers[name].next_model) != self._ledgers[name].model
             for group in queue
-            if group.key.model == wanted
+            if group.model == wanted
         }
