@@ -246,7 +246,10 @@ class OutputLengths:
 
     def began(self, request_id: str, kind: LengthKind, generating: Generating, tokens: float = 1.0) -> None:
         """A request decodes from now on, with so many tokens generated."""
-        seen = self._of_kind.get(kind) or self._new(kind)
+        try:
+            seen = self._of_kind[kind]
+        except KeyError:
+            seen = self._new(kind)
         seen.running[request_id] = generating
         seen.events += 1
         if tokens > 1.0:

@@ -211,13 +211,17 @@ class ServiceEstimator:
         """KV tokens to keep for what runs there beyond what it brought along: generated and to come."""
         model = item.request.model
         capacity_tokens = ledger.spec.models[model].kv_capacity_tokens
-        rule = self._learnt[model].rules.get(capacity_tokens) or self.room_rule(model, capacity_tokens)
+        try:
+            rule = self._learnt[model].rules[capacity_tokens]
+        except KeyError:
+            rule = self.room_rule(model, capacity_tokens)
         return rule.growth_tokens(len(ledger.running), self._clocks[ledger.id].generated(now))
 
     def band(self, request: Request) -> int:
         """Requests of different bands are in different groups, so that mega-prompts are apart: 0 for prompts
         below 4096 tokens, then one band per factor of four."""
-        return ((request.prompt_tokens >> 12).bit_length() + 1) // 2
+        tokens = request.prompt_tokens
+        return ((tokens >> 12).bit_length() + 1) // 2 if tokens >= 4096 else 0
 
     def of_waiting(self, group: RequestGroup) -> LengthStatistics | None:
         """What is known of its own requests' outputs to come, beyond those of their class: nothing."""
