@@ -255,7 +255,7 @@ class OutputLengths:
         if tokens > 1.0:
             seen.columns[_LEAVES + _bin(tokens)] -= 1.0
 
-    def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:
+    def ended(self, request_id: str, kind: LengthKind, tokens: float, finished: bool) -> None:
         """It stopped after so many tokens; not ``finished``: it would have generated more."""
         self.ended_requests += 1
         seen = self._of_kind[kind]

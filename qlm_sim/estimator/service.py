@@ -150,13 +150,13 @@ class ServiceEstimator:
                 learnt.doubt()
 
     def finished(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int) -> None:
-        self._ended(ledger, item, now, output_tokens, finished=True)
+        self._ended(ledger, item, now, output_tokens, True)
 
     def left(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None) -> None:
-        self._ended(ledger, item, now, output_tokens, finished=False)
+        self._ended(ledger, item, now, output_tokens, False)
 
     def _ended(
-        self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None, *, finished: bool
+        self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None, finished: bool
     ) -> None:
         request = item.request
         clock = self._clocks[ledger.id]
@@ -172,7 +172,7 @@ class ServiceEstimator:
             if pace is not None and (learnt.pace is None or pace.steps > learnt.pace[1].steps):
                 learnt.pace = ledger.spec.models[request.model], pace
             tokens = entry.tokens() if output_tokens is None else output_tokens
-            self.lengths.ended(request.id, entry.kind, tokens, finished=finished)
+            self.lengths.ended(request.id, entry.kind, tokens, finished)
 
     def reported(self, ledger: InstanceLedger, now: float) -> None:
         if ledger.model is not None and ledger.reported is not None:
