@@ -16,7 +16,7 @@ class GroupKey(NamedTuple):
     model: str
     slo_class: str
     band: int
-    """Of lengths, so that mega-prompts are apart (``prompt_band``)."""
+    """Of lengths, so that mega-prompts are apart (``ServiceEstimator.band``)."""
     served: bool = False
     """Evicted after their first token: what is left is decoding."""
     late: bool = False
@@ -28,19 +28,17 @@ class GroupKey(NamedTuple):
         return self.served or self.late
 
 
-def prompt_band(prompt_tokens: int) -> int:
-    """0 for prompts below 4096 tokens, then one band per factor of four."""
-    return ((prompt_tokens >> 12).bit_length() + 1) // 2
-
-
 class RequestGroup:
     """A waiting group. Changed by GroupTable alone."""
 
-    __slots__ = ("context_tokens", "id", "instance", "items", "key", "limit")
+    __slots__ = ("context_tokens", "decided", "id", "instance", "items", "key", "limit", "model")
 
     def __init__(self, group_id: int, key: GroupKey, limit: int) -> None:
         self.id = group_id
         self.key = key
+        self.model = key.model
+        self.decided = key.decided
+        """As the key has it: asked for often, and slow to read of a named tuple."""
         self.limit = limit
         self.items: deque[Tracked] = deque()
         self.context_tokens = 0
@@ -86,7 +84,7 @@ class GroupTable:
             group = self._open[key] = self._new(key, limit)
         items = group.items
         items.append(item)
-        group.context_tokens += item.context_tokens
+        group.context_tokens += item.request.prompt_tokens + item.output_tokens
         item.group = group
         if len(items) >= group.limit:
             del self._open[key]
@@ -105,7 +103,7 @@ class GroupTable:
             items.popleft()
         else:
             items.remove(item)
-        group.context_tokens -= item.context_tokens
+        group.context_tokens -= item.request.prompt_tokens + item.output_tokens
         item.group = None
         if not items:
             self._drop(group)

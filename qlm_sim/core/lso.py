@@ -31,10 +31,7 @@ class LsoAgent:
             self._switch(ledger, ledger.leaving_for, now, actions)
             return
         policy = self._policy
-        while True:
-            item = policy.next_for(ledger, now)
-            if item is None:
-                return
+        while (item := policy.next_for(ledger, now)) is not None:
             model = item.request.model
             if model != ledger.model:
                 if self._may_swap:
@@ -45,18 +42,14 @@ class LsoAgent:
                     for victim in policy.victims(ledger, item, now):
                         self._evict(ledger, victim, actions)
                 return
-            self._pull(ledger, item, now, actions)
-
-    def _pull(self, ledger: InstanceLedger, item: Tracked, now: float, actions: list[Action]) -> None:
-        policy = self._policy
-        policy.discard(item)
-        item.state = RUNNING
-        item.attempt += 1
-        item.instance = ledger.id
-        item.kv_home = None
-        ledger.pulled(item, now)
-        policy.changed(ledger)
-        actions.append(Pull(item.request.id, item.attempt, ledger.id))
+            policy.discard(item)
+            item.state = RUNNING
+            item.attempt += 1
+            item.instance = ledger.id
+            item.kv_home = None
+            ledger.pulled(item, now)
+            policy.changed(ledger)
+            actions.append(Pull(item.request.id, item.attempt, ledger.id))
 
     def _evict(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:
         if item.state is not RUNNING:
@@ -98,11 +91,13 @@ def fits(ledger: InstanceLedger, item: Tracked, estimator: Estimator, now: float
     It can when a sequence slot is free, the prompts ahead of it fill less than one iteration, and its
     KV cache fits beside that of the running requests and what these are expected to grow by.
     """
-    profile = ledger.spec.models[item.request.model]
+    request = item.request
+    profile = ledger.spec.models[request.model]
     running = len(ledger.running)
     if running >= profile.max_num_seqs or ledger.prefilling_tokens >= profile.max_num_batched_tokens:
         return False
-    if running == 0:
+    if not running:
         return True
     held = ledger.context_tokens + estimator.growth_tokens(ledger, item, now)
-    return held + item.context_tokens <= profile.kv_capacity_tokens
+    # ``context_tokens`` of the item, without the time that a property takes.
+    return held + (request.prompt_tokens + item.output_tokens) <= profile.kv_capacity_tokens

@@ -40,6 +40,9 @@ _GROWTH = 1.12
 EDGES: tuple[int, ...] = tuple(sorted({*range(9), *(round(8 * _GROWTH**i) for i in range(1, 93)), 2**18}))
 """Bin b holds lengths in (EDGES[b], EDGES[b + 1]] tokens."""
 _LAST = len(EDGES) - 1
+_TOKENS = _LAST
+_LEAVES = 2 * _LAST
+"""Where the columns of ``_Seen`` begin."""
 _EDGES = np.array(EDGES, dtype=float)
 _MIDDLES = (_EDGES[1:] + _EDGES[:-1] + 1) / 2
 _VARIANCES = (np.diff(_EDGES) ** 2 - 1) / 12
@@ -145,7 +148,6 @@ def _bin(tokens: float) -> int:
 class Generating(Protocol):
     """A request that decodes now."""
 
-    @property
     def tokens(self) -> float:
         """Generated so far, all attempts together."""
         ...
@@ -154,27 +156,20 @@ class Generating(Protocol):
 class _Seen:
     """What was seen of the requests of one kind."""
 
-    __slots__ = ("ends", "events", "finished", "leaves", "levels", "running", "tokens")
+    __slots__ = ("columns", "events", "levels", "running")
 
     def __init__(self, levels: "tuple[_Level, _Level, _Level]") -> None:
         self.levels = levels
         """Those of its model, of its class and its own."""
-        bins = len(EDGES) - 1
-        self.ends = array("d", bytes(8 * bins))
-        """Requests that finished in the bin ..."""
-        self.tokens = array("d", bytes(8 * bins))
-        """... and their tokens in sum."""
-        self.leaves = array("d", bytes(8 * bins))
-        """Those and the ones whose observation ends in the bin, less those whose begins there."""
-        self.finished = 0.0
+        self.columns = array("d", bytes(8 * 3 * _LAST))
+        """Three values for each bin, one column behind the other: requests that finished in it, their tokens
+        in sum, and those whose observation ends in it otherwise, less those whose begins there."""
         self.events = 0
         self.running: dict[str, Generating] = {}
         """Those that decode, by id."""
 
     def forget_half(self) -> None:
-        self.finished /= 2
-        for column in (self.ends, self.tokens, self.leaves):
-            column[:] = array("d", [value / 2 for value in column])
+        self.columns = array("d", [value / 2 for value in self.columns])
 
 
 class _Level:
@@ -185,20 +180,17 @@ class _Level:
         self._cap_bin = bisect_left(EDGES, cap_tokens) - 1 if cap_tokens else len(EDGES) - 1
         self.kinds: list[_Seen] = []
         """What was seen of the kinds in it."""
-        self._remembered = 0
-        """Requests that ``one_more`` told of, those that were forgotten left out."""
+        self.remembered = 0
+        """Requests of this model that have finished, those that were forgotten left out."""
         self._due = 0.0
         self._seen = -1
         self.version = 0
         self._distribution = PRIOR
 
-    def one_more(self) -> None:
-        """A request of this model has finished."""
-        self._remembered += 1
-        if self._remembered > MEMORY_REQUESTS:
-            self._remembered //= 2
-            for kind in self.kinds:
-                kind.forget_half()
+    def forget_half(self) -> None:
+        self.remembered //= 2
+        for kind in self.kinds:
+            kind.forget_half()
 
     @property
     def distribution(self) -> LengthDistribution:
@@ -214,13 +206,13 @@ class _Level:
         return self._distribution
 
     def _estimate(self, prior: LengthDistribution) -> LengthDistribution:
-        finished = sum(kind.finished for kind in self.kinds)
-        ends, sums, leaves = np.zeros((3, len(EDGES) - 1))
+        columns = np.zeros(3 * _LAST)
         for kind in self.kinds:
-            ends += kind.ends
-            sums += kind.tokens
-            leaves += kind.leaves
-        tokens = np.array([each.tokens for kind in self.kinds for each in kind.running.values()])
+            columns += kind.columns
+        ends, sums, leaves = columns.reshape(3, _LAST)
+        finished = float(ends.sum())
+        leaves += ends
+        tokens = np.array([each.tokens() for kind in self.kinds for each in kind.running.values()])
         if len(tokens):
             at = np.clip(np.searchsorted(_EDGES, tokens) - 1, 0, len(leaves) - 1)
             leaves += np.bincount(at, minlength=len(leaves))
@@ -254,25 +246,31 @@ class OutputLengths:
 
     def began(self, request_id: str, kind: LengthKind, generating: Generating, tokens: float = 1.0) -> None:
         """A request decodes from now on, with so many tokens generated."""
-        seen = self._of_kind.get(kind) or self._new(kind)
+        try:
+            seen = self._of_kind[kind]
+        except KeyError:
+            seen = self._new(kind)
         seen.running[request_id] = generating
         seen.events += 1
-        if tokens > 1:
-            seen.leaves[_bin(tokens)] -= 1.0
+        if tokens > 1.0:
+            seen.columns[_LEAVES + _bin(tokens)] -= 1.0
 
-    def ended(self, request_id: str, kind: LengthKind, tokens: float, *, finished: bool) -> None:
+    def ended(self, request_id: str, kind: LengthKind, tokens: float, finished: bool) -> None:
         """It stopped after so many tokens; not ``finished``: it would have generated more."""
         self.ended_requests += 1
         seen = self._of_kind[kind]
         del seen.running[request_id]
         at = bisect_left(EDGES, tokens, 1, _LAST) - 1
-        seen.leaves[at] += 1.0
         if finished:
             seen.events += 1
-            seen.ends[at] += 1.0
-            seen.tokens[at] += tokens
-            seen.finished += 1.0
-            seen.levels[0].one_more()
+            seen.columns[at] += 1.0
+            seen.columns[_TOKENS + at] += tokens
+            model = seen.levels[0]
+            model.remembered += 1
+            if model.remembered > MEMORY_REQUESTS:
+                model.forget_half()
+        else:
+            seen.columns[_LEAVES + at] += 1.0
 
     def of_kind(self, kind: LengthKind) -> LengthDistribution:
         return (self._of_kind.get(kind) or self._new(kind)).levels[2].distribution

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 
-from qlm_sim.core.groups import RequestGroup, prompt_band
+from qlm_sim.core.groups import RequestGroup
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.plan import GroupService
@@ -42,6 +42,8 @@ class RoomRule:
     """Mean output length."""
     waste_tokens: float = BLOCK_WASTE_TOKENS
     """Per request."""
+    believed_until: float = inf
+    """So many requests of the model have begun."""
 
     @property
     def peak_tokens(self) -> float:
@@ -87,7 +89,7 @@ def group_service(
 class _Learnt:
     """Of one model, on all instances."""
 
-    __slots__ = ("count", "pace", "rules", "speed", "total", "total_squared")
+    __slots__ = ("believed_until", "count", "pace", "rules", "speed", "total", "total_squared")
 
     def __init__(self) -> None:
         self.speed: SpeedRatio | None = None
@@ -96,8 +98,19 @@ class _Learnt:
         """What an instance got done, and its profile: the one that saw most."""
         self.count, self.total, self.total_squared = _PRIOR_PROMPTS
         """Of what requests bring along."""
-        self.rules: dict[int, tuple[float, RoomRule]] = {}
-        """By KV capacity, and believed until so many requests have begun."""
+        self.rules: dict[int, RoomRule] = {}
+        """By KV capacity: those that are believed."""
+        self.believed_until = inf
+        """All of them, until so many requests have begun."""
+
+    def believe(self, capacity_tokens: int, rule: RoomRule) -> None:
+        self.rules[capacity_tokens] = rule
+        self.believed_until = min(self.believed_until, rule.believed_until)
+
+    def doubt(self) -> None:
+        """Drop the rules that are believed no longer."""
+        self.rules = {tokens: rule for tokens, rule in self.rules.items() if self.count < rule.believed_until}
+        self.believed_until = min([rule.believed_until for rule in self.rules.values()], default=inf)
 
 
 class ServiceEstimator:
@@ -130,18 +143,20 @@ class ServiceEstimator:
             entry = clock.began(ledger, item, now, learnt.speed, waited_since)
             self.lengths.began(request.id, entry.kind, entry, entry.began)
             tokens = item.pulled_context
-            learnt.count += 1
+            learnt.count += 1.0
             learnt.total += tokens
             learnt.total_squared += tokens * tokens
+            if learnt.count >= learnt.believed_until:
+                learnt.doubt()
 
     def finished(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int) -> None:
-        self._ended(ledger, item, now, output_tokens, finished=True)
+        self._ended(ledger, item, now, output_tokens, True)
 
     def left(self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None) -> None:
-        self._ended(ledger, item, now, output_tokens, finished=False)
+        self._ended(ledger, item, now, output_tokens, False)
 
     def _ended(
-        self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None, *, finished: bool
+        self, ledger: InstanceLedger, item: Tracked, now: float, output_tokens: int | None, finished: bool
     ) -> None:
         request = item.request
         clock = self._clocks[ledger.id]
@@ -156,8 +171,8 @@ class ServiceEstimator:
             pace = clock.pace
             if pace is not None and (learnt.pace is None or pace.steps > learnt.pace[1].steps):
                 learnt.pace = ledger.spec.models[request.model], pace
-            tokens = entry.tokens if output_tokens is None else output_tokens
-            self.lengths.ended(request.id, entry.kind, tokens, finished=finished)
+            tokens = entry.tokens() if output_tokens is None else output_tokens
+            self.lengths.ended(request.id, entry.kind, tokens, finished)
 
     def reported(self, ledger: InstanceLedger, now: float) -> None:
         if ledger.model is not None and ledger.reported is not None:
@@ -194,16 +209,19 @@ class ServiceEstimator:
 
     def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:
         """KV tokens to keep for what runs there beyond what it brought along: generated and to come."""
-        model = ledger.model
-        running = len(ledger.running)
-        if model is None or not running:
-            return 0.0
-        rule = self.room_rule(model, ledger.spec.models[model].kv_capacity_tokens)
-        return rule.growth_tokens(running, self._clocks[ledger.id].generated(now))
+        model = item.request.model
+        capacity_tokens = ledger.spec.models[model].kv_capacity_tokens
+        try:
+            rule = self._learnt[model].rules[capacity_tokens]
+        except KeyError:
+            rule = self.room_rule(model, capacity_tokens)
+        return rule.growth_tokens(len(ledger.running), self._clocks[ledger.id].generated(now))
 
     def band(self, request: Request) -> int:
-        """Requests of different bands are in different groups: mega-prompts are apart."""
-        return prompt_band(request.prompt_tokens)
+        """Requests of different bands are in different groups, so that mega-prompts are apart: 0 for prompts
+        below 4096 tokens, then one band per factor of four."""
+        tokens = request.prompt_tokens
+        return ((tokens >> 12).bit_length() + 1) // 2 if tokens >= 4096 else 0
 
     def of_waiting(self, group: RequestGroup) -> LengthStatistics | None:
         """What is known of its own requests' outputs to come, beyond those of their class: nothing."""
@@ -224,13 +242,15 @@ class ServiceEstimator:
         """
         learnt = self._learnt[model]
         known = learnt.rules.get(capacity_tokens)
-        if known is not None and learnt.count < known[0]:
-            return known[1]
+        if known is not None:
+            return known
         lengths = self.lengths.of_model(model)
         mean, prompt = lengths.mean, learnt.total / learnt.count
         squared = learnt.total_squared / learnt.count
         exceeds = (squared + 2 * prompt * mean + lengths.second_moment) / (2 * prompt)
-        rule = RoomRule(min(RESERVE_EXCESSES * exceeds, capacity_tokens / 4), mean)
         # Believed until a twentieth more requests have begun.
-        learnt.rules[capacity_tokens] = (learnt.count * 1.05, rule)
+        rule = RoomRule(
+            min(RESERVE_EXCESSES * exceeds, capacity_tokens / 4), mean, believed_until=learnt.count * 1.05
+        )
+        learnt.believe(capacity_tokens, rule)
         return rule

@@ -2,7 +2,19 @@
 
 from qlm_sim.core.lifecycle import Tracked
 from qlm_sim.core.lso import keeps_kv
-from qlm_sim.core.types import ModelOnInstance
+from qlm_sim.core.types import ModelOnInstance, StepCost
+
+
+class BatchTimes(dict[int, float]):
+    """Seconds of an iteration that decodes so many sequences, but for their KV; reckoned once each."""
+
+    def __init__(self, step: StepCost) -> None:
+        self._step = step
+
+    def __missing__(self, sequences: int) -> float:
+        step = self._step
+        seconds = self[sequences] = step.base_s(sequences) + step.seq_s * sequences
+        return seconds
 
 
 def prefill_s(profile: ModelOnInstance, tokens: float, beside: float = 0.0, together: float = 0.0) -> float:
@@ -15,9 +27,10 @@ def prefill_s(profile: ModelOnInstance, tokens: float, beside: float = 0.0, toge
     if chunk > budget:
         chunk = budget if budget > 1.0 else 1.0
     step = profile.step
-    alone = step.base_s(int(beside)) if beside >= 1 else 0.0
-    per_chunk = step.base_s(int(beside + chunk)) - alone + step.seq_s
-    return tokens / chunk * per_chunk + step.prefill_pair_s * tokens * tokens / 2
+    longer_s = step.base_s(int(beside + chunk))
+    if beside >= 1:
+        longer_s -= step.base_s(int(beside))
+    return tokens / chunk * (longer_s + step.seq_s) + step.prefill_pair_s * tokens * tokens * 0.5
 
 
 def decode_step_s(profile: ModelOnInstance, sequences: float, kv_tokens: float) -> float:

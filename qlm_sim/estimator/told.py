@@ -37,7 +37,7 @@ class ToldEstimator(ServiceEstimator):
 
     def remaining_tokens(self, ledger: InstanceLedger, item: Tracked) -> float:
         entry = self.clock(ledger).decoding.get(item.request.id)
-        generated = entry.tokens if entry is not None else item.output_tokens
+        generated = entry.tokens() if entry is not None else item.output_tokens
         return max(1.0, self._output_tokens[item.request.id] - generated)
 
     def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:

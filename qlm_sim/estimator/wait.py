@@ -278,12 +278,12 @@ class WaitEstimator:
         kinds: dict[LengthKind, int] = {}
         generated: list[float] = []
         context: list[int] = []
-        began: list[int] = []
+        began: list[float] = []
         batch_kind: list[int] = []
         for item in running:
             entry = clock.decoding.get(item.request.id)
             if entry is not None and item.state is RUNNING:
-                generated.append(entry.tokens)
+                generated.append(entry.tokens())
                 context.append(entry.brought)
                 began.append(entry.began)
                 batch_kind.append(kinds.setdefault(entry.kind, len(kinds)))
@@ -302,7 +302,7 @@ class WaitEstimator:
             np.array(generated),
             np.zeros(len(generated)),
             np.array(context, dtype=float),
-            np.array(began, dtype=float),
+            np.array(began),
             np.array(batch_kind, dtype=np.int64),
         )
         return intake(engine, batch, line), engine, line.mean(line.context)

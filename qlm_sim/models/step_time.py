@@ -38,12 +38,12 @@ class StepModel:
 
     def base_s(self, tokens: int) -> float:
         """Seconds of an iteration over ``tokens`` tokens, attention and sequences apart. Memoised."""
-        known = self._base_s.get(tokens)
-        if known is not None:
-            return known
-        seconds = self._products(tokens) + self.fixed_s + self.token_s * tokens
-        self._base_s[tokens] = seconds
-        return seconds
+        try:
+            return self._base_s[tokens]
+        except KeyError:
+            seconds = self._products(tokens) + self.fixed_s + self.token_s * tokens
+            self._base_s[tokens] = seconds
+            return seconds
 
     def _products(self, tokens: int) -> float:
         if tokens >= TOKEN_GRID[-1]:

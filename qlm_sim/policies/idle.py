@@ -4,14 +4,14 @@ Asking costs little however many instances there are: only those are looked at t
 last time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 
 from qlm_sim.core.instances import InstanceLedger, by_model
 
 
 class IdleInstances:
-    """``changed`` must be told of every instance whose batch, model or queue is another than before."""
+    """Must be told by ``changed`` of every instance whose batch, model or queue is another than before."""
 
     def __init__(self, ledgers: Mapping[str, InstanceLedger], queued: Mapping[str, Sequence[object]]) -> None:
         """``queued``: what waits, by instance."""
@@ -24,14 +24,12 @@ class IdleInstances:
         """By model and instance: its position in the lists of the model."""
         self._loads = {model: [inf] * len(capable) for model, capable in self._capable.items()}
         """By model: share of its sequences that each instance runs; infinite where it may not take any."""
-        self._changed = dict(ledgers)
-
-    def changed(self, ledger: InstanceLedger) -> None:
-        self._changed[ledger.id] = ledger
+        self._changed: dict[InstanceLedger, None] = dict.fromkeys(ledgers.values())
+        self.changed: Callable[[InstanceLedger], None] = self._changed.setdefault
 
     def least_loaded(self, model: str) -> Iterator[InstanceLedger]:
         """The instances for the model, by load; of equals, the first of all instances."""
-        for ledger in self._changed.values():
+        for ledger in self._changed:
             self._look_at(ledger)
         self._changed.clear()
         loads = self._loads[model]

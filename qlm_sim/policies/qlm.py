@@ -105,9 +105,9 @@ class QlmPolicy:
         """The instance's virtual queue, but the loaded model's groups first: it has not been left yet."""
         queue = self._queues.of[ledger.id]
         model = ledger.next_model
-        if not queue or queue[0].key.model == model:
+        if not queue or queue[0].model == model:
             return queue
-        return sorted(queue, key=lambda group: group.key.model != model)
+        return sorted(queue, key=lambda group: group.model != model)
 
     def standing(self, item: Tracked, now: float) -> Standing:
         assert item.group is not None, f"{item!r} waits in no group"
@@ -127,18 +127,19 @@ class QlmPolicy:
         return Standing((name,), sum(map(len, self._queues.of[name][:position])))
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
-        model = item.request.model
-        if item.request.slo_s > self._loosest_slo_s:
-            self._loosest_slo_s = item.request.slo_s
-        if not (item.attempt or self._one_model):
-            self._visits.arrived(item.request, now)
-        group = self._queues.join(item, now)
-        if self._intervals > 1 and item.request.slo_class != self._only_class:
+        request, queues = item.request, self._queues
+        model = request.model
+        if request.slo_s > self._loosest_slo_s:
+            self._loosest_slo_s = request.slo_s
+        if not (self._one_model or item.attempt):
+            self._visits.arrived(request, now)
+        group = queues.join(item, now)
+        if self._intervals > 1 and request.slo_class != self._only_class:
             self._intervals = 1
             self._replan_at = self._asked_at + self._replan_interval_s
         home = group.instance
         helper = self._helper(model, home) if self._hungry.get(model) else None
-        if len(group.items) > 1 and self._queues.of[home][0].key.model == self._ledgers[home].model:
+        if len(group.items) > 1 and queues.of[home][0].model == self._ledgers[home].model:
             # It stands behind others, which wait for room.
             return (helper,) if helper is not None else ()
         return (home, helper) if helper is not None else (home,)
@@ -148,7 +149,7 @@ class QlmPolicy:
         hungry = self._hungry.get(model)
         while hungry:
             name = next(iter(hungry))
-            if self._ledgers[name].next_model == model and name != home:
+            if name != home and self._ledgers[name].next_model == model:
                 return name
             del hungry[name]
         return None
@@ -161,29 +162,31 @@ class QlmPolicy:
             queues.review(now)
         queue = queues.of[ledger.id]
         model = ledger.model
-        first = resident = queue[0] if queue else None
-        if first is not None and first.key.model != model:
-            resident = next((group for group in queue if group.key.model == model), None)
-        if first is not resident and first is not None:
+        resident = queue[0] if queue else None
+        if resident is not None and resident.model != model:
+            resident = _first_of(queue, model)
             if self._visits.should_end(ledger, queue, resident, now):
-                return first.head
+                return queue[0].head
         elif self._leave_at.next_at < _NEVER:
             self._leave_at.set(ledger.id, _NEVER)
-        if self._balancing and model is not None:
+        if resident is None:
+            if model is None or not self._balancing:
+                return None
+            if queues.groups:
+                resident = self._steal(model, decided=False) or self._steal(model, decided=True)
             if resident is None:
-                if queues.groups:
-                    resident = self._steal(model, decided=False) or self._steal(model, decided=True)
-                if resident is None:
-                    self._hungry.setdefault(model, {})[ledger.id] = None
-            elif not self._one_model:
-                other = self._steal(model, decided=False)
-                if (
-                    other is not None
-                    and other.first_deadline < resident.first_deadline
-                    and self._ledgers[other.instance].model != model
-                ):
-                    resident = other
-        return resident.items[0] if resident is not None else None
+                self._hungry.setdefault(model, {})[ledger.id] = None
+                return None
+        elif self._balancing and not self._one_model:
+            assert model is not None
+            other = self._steal(model, decided=False)
+            if (
+                other is not None
+                and other.first_deadline < resident.first_deadline
+                and self._ledgers[other.instance].model != model
+            ):
+                resident = other
+        return resident.items[0]
 
     def _steal(self, model: str, *, decided: bool) -> RequestGroup | None:
         """The most urgent group of the model, wherever it waits, with something to win or not.
@@ -203,11 +206,9 @@ class QlmPolicy:
         Those of looser classes, and of its own where nothing is promised beyond the first token, which they
         have.
         """
-        if (
-            item.served
-            or item.deadline < now
-            or (item.request.slo_s >= self._loosest_slo_s and not self._first_token_only)
-        ):
+        if item.request.slo_s >= self._loosest_slo_s and not self._first_token_only:
+            return ()
+        if item.served or item.deadline < now:
             return ()
         group = item.group
         assert group is not None
@@ -217,6 +218,16 @@ class QlmPolicy:
         wait_s = max(1.0, need / each) * service.decode_s
         if now + wait_s + service.prefill_s + margin_s(wait_s) < item.deadline:
             return ()
+        chosen: list[Tracked] = []
+        for other in self._looser(ledger, item):
+            if need <= 0:
+                break
+            chosen.append(other)
+            need -= other.pulled_context
+        return chosen if need <= 0 else ()
+
+    def _looser(self, ledger: InstanceLedger, item: Tracked) -> Sequence[Tracked]:
+        """What runs there and may be evicted for ``item``, first what is best taken."""
         looser = [
             other
             for other in ledger.running.values()
@@ -236,13 +247,7 @@ class QlmPolicy:
                 other.request.id,
             )
         )
-        chosen: list[Tracked] = []
-        for other in looser:
-            if need <= 0:
-                break
-            chosen.append(other)
-            need -= other.pulled_context
-        return chosen if need <= 0 else ()
+        return looser
 
     def _promises_no_more(self, item: Tracked) -> bool:
         return item.request.slo_class in self._first_token_only
@@ -267,7 +272,7 @@ class QlmPolicy:
     def adopt(self, plan: Plan, now: float) -> Iterable[str]:
         if plan.number != self._problems:
             return ()
-        undecided = sum([len(g.items) for g in self._queues.groups.values() if not g.key.decided])
+        undecided = sum([len(g.items) for g in self._queues.groups.values() if not g.decided])
         self._visits.miss_share = min(1.0, plan.cost / undecided) if undecided else 0.0
         changed = self._queues.adopt(replace(plan, queues=in_turn(self._asked, plan.queues)), now)
         if not self._one_model:
@@ -281,3 +286,7 @@ class QlmPolicy:
             (self._only_class,) = classes
         self._replan_at = self._asked_at + self._intervals * self._replan_interval_s
         return changed
+
+
+def _first_of(queue: Sequence[RequestGroup], model: str | None) -> RequestGroup | None:
+    return next((group for group in queue if group.model == model), None)

@@ -99,11 +99,11 @@ class SnapshotTaker:
         # By position: names take half as long again, and every plan and place asks for all groups.
         return WaitingGroup(
             group.id,
-            key.model,
+            group.model,
             key.slo_class,
             len(items),
             self._weights.get(key.slo_class, 1.0),
-            key.decided,
+            group.decided,
             items[0].deadline - now,
             items[-1].deadline - now,
             self.services(group),
@@ -178,7 +178,7 @@ class SnapshotTaker:
 
     def keeps(self, ledger: InstanceLedger, group: RequestGroup) -> bool:
         """Whether the instance keeps the KV of such requests when it evicts them."""
-        return keeps_kv(ledger.spec.models[group.key.model], group.context_tokens / len(group))
+        return keeps_kv(ledger.spec.models[group.model], group.context_tokens / len(group))
 
     def request_s(self, ledger: InstanceLedger, model: str, prompt_tokens: float) -> float:
         """Seconds of the instance that one request of the model takes when its batch is full."""

@@ -65,14 +65,12 @@ class VirtualQueues:
 
     # Coming and going
 
-    def key(self, request: Request, served: bool) -> GroupKey:
-        return _key(request.model, request.slo_class, self._band(request), served)
+    def key(self, request: Request, served: bool, late: bool = False) -> GroupKey:
+        return _key(request.model, request.slo_class, self._band(request), served, late)
 
-    def join(self, item: Tracked, now: float) -> RequestGroup:
+    def join(self, item: Tracked, now: float, late: bool = False) -> RequestGroup:
         """``item`` waits from now on. A group of it alone is new, and has been placed."""
-        return self._join(item, self.key(item.request, item.served), now)
-
-    def _join(self, item: Tracked, key: GroupKey, now: float) -> RequestGroup:
+        key = self.key(item.request, item.served, late)
         group, new = self._table.join(item, key, self._limits.get(key) or self._limit(key))
         if new:
             self._place(group, now)
@@ -93,12 +91,12 @@ class VirtualQueues:
             self._index(group)
 
     def _index(self, group: RequestGroup) -> None:
-        key = group.key.model, group.key.decided
-        index = self._of_model.get(key)
+        kind = group.model, group.decided
+        index = self._of_model.get(kind)
         if index is None:
-            index = self._of_model[key] = DeadlineIndex(self._table.groups)
+            index = self._of_model[kind] = DeadlineIndex(self._table.groups)
         index.add(group)
-        if not group.key.decided:
+        if not group.decided:
             self._undecided.add(group)
             if group.first_deadline < self.review_at:
                 self.review_at = group.first_deadline
@@ -160,12 +158,12 @@ class VirtualQueues:
 
     def _place(self, group: RequestGroup, now: float) -> None:
         """Put a new group on a virtual queue until the next plan."""
-        model = group.key.model
-        if group.key.decided and group.head.instance in self.of:
+        model = group.model
+        if group.decided and group.head.instance in self.of:
             # Nothing can be missed any more: behind the others of its model, where it was.
             name = group.head.instance
             queue = self.of[name]
-            same = [p for p, other in enumerate(queue) if other.key.model == model]
+            same = [p for p, other in enumerate(queue) if other.model == model]
             position = same[-1] + 1 if same else len(queue)
         else:
             name, position = self.spot(group, now, self._snapshot)
@@ -175,7 +173,7 @@ class VirtualQueues:
 
     def spot(self, group: RequestGroup, now: float, snapshot: SnapshotTaker) -> tuple[str, int]:
         """The instance and the position in its queue where a new group is best placed."""
-        model = group.key.model
+        model = group.model
         for ledger in self.idle.least_loaded(model):
             if fits(ledger, group.head, snapshot.estimator, now):
                 return ledger.id, 0
@@ -216,13 +214,12 @@ class VirtualQueues:
 
     def _relegate_late(self, group: RequestGroup, now: float) -> None:
         """Move requests whose deadline has passed to a late group of their kind."""
-        late_key = group.key._replace(late=True)
         home = group.instance
         while group.items and group.first_deadline < now:
             item = group.head
             item.instance = home
             self.leave(item)
-            self._join(item, late_key, now)
+            self.join(item, now, late=True)
             request = item.request
             left_s = request.arrived_at + 2 * PATIENCE_SLOS * request.slo_s - now
             again_at = now + max(request.slo_s, left_s / 2)
@@ -256,7 +253,7 @@ class VirtualQueues:
                 group = groups.get(group_id)
                 if group is None:
                     continue
-                if group_id in awaited and group.instance != name and group.key.model != ledger.model:
+                if group_id in awaited and group.instance != name and group.model != ledger.model:
                     continue
                 group.instance = name
                 kept.append(group)
@@ -279,5 +276,5 @@ class VirtualQueues:
             for name, queue in self.of.items()
             if (wanted := self._ledgers[name].next_model) != self._ledgers[name].model
             for group in queue
-            if group.key.model == wanted
+            if group.model == wanted
         }

@@ -136,7 +136,7 @@ class Visits:
             and known.queue == queue
         ):
             return known
-        first = queue[0].key.model
+        first = queue[0].model
         requests = undecided = joining = 0
         clock_s = 0.0
         free = 1.0
@@ -144,11 +144,11 @@ class Visits:
         latest_at = _NEVER
         for group in queue:
             service = self._snapshot.service_on(ledger, group)
-            if group.key.model != model:
-                model = group.key.model
+            if group.model != model:
+                model = group.model
                 clock_s += ledger.swap_s(model)
                 free = 1.0
-            if not group.key.decided and model != ledger.model:
+            if not group.decided and model != ledger.model:
                 start_s = clock_s + service.prefill_s
                 if model == first:
                     undecided += len(group)

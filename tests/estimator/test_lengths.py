@@ -18,7 +18,10 @@ KIND = LengthKind("a", "chat", 7, 0)
 
 @dataclass
 class Running:
-    tokens: float = 1.0
+    generated: float = 1.0
+
+    def tokens(self) -> float:
+        return self.generated
 
 
 def finish(lengths, kind, tokens, name="r"):
@@ -75,7 +78,7 @@ def test_running_requests_keep_early_finishes_from_looking_typical():
         if tokens <= 100:
             lengths.ended(str(i), KIND, tokens, finished=True)
         else:
-            running[str(i)].tokens = 100.0
+            running[str(i)].generated = 100.0
     finished = draws[draws <= 100]
     assert finished.mean() < 60
     assert lengths.of_model("a").mean == pytest.approx(300, rel=0.2)

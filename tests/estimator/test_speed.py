@@ -103,7 +103,7 @@ def test_errors_of_the_count_do_not_gather_while_no_report_tells_of_it(make_engi
             engine.finish(str(i - 4))
     entries = engine.estimator.clock(engine.ledger).decoding
     for name, (_, tokens) in engine.items.items():
-        assert entries[name].tokens == pytest.approx(tokens, rel=0.3), name
+        assert entries[name].tokens() == pytest.approx(tokens, rel=0.3), name
 
 
 def test_preempted_requests_neither_generate_nor_make_the_engine_look_slow(make_engine):

@@ -26,7 +26,8 @@ def lengths_learnt():
     kind = LengthKind("a", "interactive", 7, 0)
 
     class Running:
-        tokens = 1.0
+        def tokens(self):
+            return 1.0
 
     for tokens in np.random.default_rng(0).geometric(1 / MEAN, size=2000).tolist():
         service.lengths.began("r", kind, Running())
