@@ -258,9 +258,7 @@ class _Fluid:
         moments = np.array([each.moments for each in engine.lengths])
         mean, second = moments[line.kind, 0], moments[line.kind, 1]
         step_s = engine.step_s(n, kv_tokens)
-        prompts = np.sort(self._prompts)
-        alone_s = np.array([prefill_s(profile, tokens, n) for tokens in prompts.tolist()])
-        prefills_s = engine.slowness * np.interp(line.prefill, prompts, alone_s)
+        prefills_s = engine.slowness * self._prefills_s(n)
         waste = rule.waste_tokens
         if bound is Bound.MEMORY:
             # The first token comes of the prefill.
@@ -290,6 +288,17 @@ class _Fluid:
         observed_s = engine.slowness * observed_s + shared * prefills_s
         trust = pace.steps / (pace.steps + PRIOR_RESIDUALS * self._residual)
         return modelled_s, modelled_s + trust * (observed_s - modelled_s), decoding, trust
+
+    def _prefills_s(self, beside: float) -> Floats:
+        """Seconds that the prompt of each entry adds to iterations which decode ``beside`` sequences."""
+        profile, tokens = self._engine.profile, self._line.prefill
+        pair_s = profile.step.prefill_pair_s / 2
+        # But for its pairs about straight between these; the longest prompts are far above the last mean.
+        spread = np.geomspace(tokens.min(), tokens.max(), _PROMPT_STRATA)
+        at = np.unique(np.concatenate((self._prompts, spread)))
+        straight_s = [prefill_s(profile, each, beside) - pair_s * each * each for each in at.tolist()]
+        seconds: Floats = np.interp(tokens, at, straight_s) + pair_s * tokens**2
+        return seconds
 
     def _dispersions(self, bound: Bound) -> tuple[float, float]:
         """Variance over mean of the number taken in: soon, and in the long run.

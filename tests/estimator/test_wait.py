@@ -37,7 +37,9 @@ def lengths_learnt():
 class Scene:
     """One instance with a running batch and a queue, all requests alike."""
 
-    def __init__(self, spec, make_request, lengths, *, running, waiting, sent=0, models=("a",)):
+    def __init__(
+        self, spec, make_request, lengths, *, running, waiting, sent=0, models=("a",), prompts=(100,)
+    ):
         self.ledger = InstanceLedger(spec)
         self.service = ServiceEstimator()
         self.service.lengths = lengths
@@ -50,7 +52,12 @@ class Scene:
                 self.ledger.began_decoding(item, 0.0)
         table = self.table = GroupTable()
         self.items = [
-            Tracked(make_request(f"q{i}", model=models[i * len(models) // waiting])) for i in range(waiting)
+            Tracked(
+                make_request(
+                    f"q{i}", model=models[i * len(models) // waiting], prompt=prompts[i % len(prompts)]
+                )
+            )
+            for i in range(waiting)
         ]
         for item in self.items:
             table.join(item, GroupKey(item.request.model, "interactive", 0), 64)
@@ -82,13 +89,10 @@ class Scene:
 def make_scene(make_instance, make_request, lengths_learnt):
     scenes = []
 
-    def make(*, running, waiting, sent=0, models=("a",), **instance):
+    def make(*, models=("a",), running, waiting, sent=0, prompts=(100,), **instance):
         spec = make_instance(models=tuple(dict.fromkeys(("a", *models))), **instance)
-        scenes.append(
-            Scene(
-                spec, make_request, lengths_learnt, running=running, waiting=waiting, sent=sent, models=models
-            )
-        )
+        line = {"running": running, "waiting": waiting, "sent": sent, "models": models, "prompts": prompts}
+        scenes.append(Scene(spec, make_request, lengths_learnt, **line))
         return scenes[-1]
 
     yield make
@@ -148,6 +152,16 @@ def test_a_long_queue_waits_as_the_paper_says(make_scene):
     random_s = math.sqrt(400) * decoding * per_request_s
     unknown_s = 400 * math.hypot(decoding * known, SPEED_SPREAD) * per_request_s
     assert spread[1] == pytest.approx(math.hypot(random_s, unknown_s), rel=0.15)
+
+
+def test_a_few_long_prompts_count_in_full(make_scene):
+    """Far back the wait grows by the mean of all prompts, however few of them bring most of the tokens."""
+    prompts = (*[20] * 31, 8_000)
+    scene = full_batch(make_scene, waiting=512, prompts=prompts)
+    waits, profile = scene.waits(), scene.ledger.profile
+    slope = (waits[511].mean_s - waits[255].mean_s) / 256
+    decode_s = MEAN * decode_step_s(profile, 16, 16 * (270 + MEAN)) / 16
+    assert slope == pytest.approx(decode_s + np.mean([prefill_s(profile, p, 16) for p in prompts]), rel=0.02)
 
 
 def test_a_full_batch_of_slots_agrees_with_monte_carlo(make_scene):
