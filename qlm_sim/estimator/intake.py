@@ -174,6 +174,8 @@ class _Fluid:
             n = float(sequences[b - 1] + sequences[b]) / 2
             step_s = engine.step_s(n, float(kv_tokens[b - 1] + kv_tokens[b]) / 2)
             step_s += engine.slowness * self._prefill_step_s(n, (place - before) / interval)
+            given = max(0.0, place - max(before, line.sent))
+            step_s += engine.slowness * profile.intake_s * given / interval
             seconds.append(seconds[-1] + step_s * interval)
             reached.append(place)
             if place > 0:
@@ -290,7 +292,8 @@ class _Fluid:
         return modelled_s, modelled_s + trust * (observed_s - modelled_s), decoding, trust
 
     def _prefills_s(self, beside: float) -> Floats:
-        """Seconds that the prompt of each entry adds to iterations which decode ``beside`` sequences."""
+        """Seconds that each entry adds to iterations which decode ``beside`` sequences: its prompt and, if it
+        is still to be sent, its coming."""
         profile, tokens = self._engine.profile, self._line.prefill
         pair_s = profile.step.prefill_pair_s / 2
         # But for its pairs about straight between these; the longest prompts are far above the last mean.
@@ -298,6 +301,7 @@ class _Fluid:
         at = np.unique(np.concatenate((self._prompts, spread)))
         straight_s = [prefill_s(profile, each, beside) - pair_s * each * each for each in at.tolist()]
         seconds: Floats = np.interp(tokens, at, straight_s) + pair_s * tokens**2
+        seconds[self._line.sent :] += profile.intake_s
         return seconds
 
     def _dispersions(self, bound: Bound) -> tuple[float, float]:

@@ -239,6 +239,25 @@ def test_a_prompt_under_way_is_waited_for_no_longer_than_it_takes(make_scene, ma
     assert scene.forecast(item, 2.0).mean_s == pytest.approx(full_s - 1.0, rel=0.02)
 
 
+def test_what_each_request_holds_the_engine_up_is_waited_for(make_scene):
+    waits, held_up = (
+        full_batch(make_scene, waiting=512, intake_s=intake_s).waits() for intake_s in (0.0, 0.05)
+    )
+    for ahead in (0, 63, 511):
+        longer_s = held_up[ahead].mean_s - waits[ahead].mean_s
+        assert longer_s == pytest.approx(0.05 * (ahead + 1), rel=0.05)
+
+
+def test_who_is_on_the_engine_has_held_it_up_already(make_scene):
+    """All but those who came since its last iteration began, who hold up the next one."""
+    scenes = [full_batch(make_scene, waiting=1, sent=99, intake_s=intake_s) for intake_s in (0.0, 0.05)]
+    for now, holding in ((0.0, 99), (1.0, 0)):
+        first, held_up = (scene.line(now).wait("a", 1, 100, now).mean_s for scene in scenes)
+        assert held_up - first == pytest.approx(0.05 * holding, abs=1e-9)
+        last, held_up = (scene.line(now).wait("a", 99, 100, now).mean_s for scene in scenes)
+        assert held_up - last == pytest.approx(0.05 * (holding + 1), abs=0.01)
+
+
 def test_where_engines_go_by_deadline_so_do_forecasts(make_scene):
     scene = make_scene(running=2, sent=3, waiting=1, kv_capacity_tokens=10**6, max_num_seqs=64)
     scene.estimator = WaitEstimator(scene.service, engines_by_deadline=True)
