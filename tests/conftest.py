@@ -30,6 +30,7 @@ def make_instance() -> Callable[..., InstanceSpec]:
         kv_capacity_tokens: int = 10_000,
         max_num_seqs: int = 4,
         swap_in_s: float = 1.0,
+        intake_s: float = 0.0,
     ) -> InstanceSpec:
         profile = ModelOnInstance(
             step=LinearStep(),
@@ -42,6 +43,7 @@ def make_instance() -> Callable[..., InstanceSpec]:
             swap_in_s=swap_in_s,
             load_s=10 * swap_in_s,
             kv_restore_token_s=1e-6,
+            intake_s=intake_s,
         )
         return InstanceSpec(
             id=name,

@@ -22,6 +22,8 @@ class Burst:
         """Share of the batch that goes on after an iteration."""
         step_s = engine.step_s(self.sequences, self.kv_tokens) if len(batch) else 0.0
         self.seconds = self._begins_s(step_s)
+        self._given = float(sum(sent_s >= max(engine.iterated_s, -step_s) for sent_s in line.sent_s))
+        """Requests that the engine was given since its last iteration began: they hold up the next one."""
         self.first_token_s: list[float] = []
         self._started: list[int] = []
         """In which iteration each of them had its first token."""
@@ -64,6 +66,7 @@ class Burst:
                         break
                     self._held += float(line.context[self.taken])
                     under_way.append((self.taken, float(line.prefill[self.taken])))
+                    self._given += self.taken >= line.sent
                     self.taken += 1
                 entry, needed = under_way[position]
                 position += 1
@@ -79,6 +82,7 @@ class Burst:
             elif self.seconds < 0:
                 self.seconds = 0.0
             else:
+                self.seconds += self._intake_s()
                 return
             under_way = left + under_way[position:]
 
@@ -111,6 +115,7 @@ class Burst:
             + step.kv_token_s * self.kv_tokens
             + step.prefill_pair_s * pairs
         )
+        self.seconds += self._intake_s()
         if done and self.seconds < 0:
             # It should be over, but has not been seen to be.
             self.seconds = 0.0
@@ -124,6 +129,11 @@ class Burst:
             self.sequences += 1
             self._brought += float(line.context[entry])
             self._generated += 1
+
+    def _intake_s(self) -> float:
+        """For so long the engine is held up before its next iteration."""
+        given, self._given = self._given, 0.0
+        return given * self._engine.slowness * self._engine.profile.intake_s
 
     def batch(self) -> Batch:
         """What decodes after the burst."""

@@ -100,7 +100,8 @@ class Line:
     def behind(self, entries: int) -> "Line":
         """The line without its first entries."""
         rest = slice(entries, None)
-        return Line(self.context[rest], self.prefill[rest], self.kind[rest], self.count[rest])
+        sent_s = self.sent_s[entries:]
+        return Line(self.context[rest], self.prefill[rest], self.kind[rest], self.count[rest], sent_s)
 
     @cached_property
     def requests(self) -> float:

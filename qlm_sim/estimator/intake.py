@@ -174,6 +174,8 @@ class _Fluid:
             n = float(sequences[b - 1] + sequences[b]) / 2
             step_s = engine.step_s(n, float(kv_tokens[b - 1] + kv_tokens[b]) / 2)
             step_s += engine.slowness * self._prefill_step_s(n, (place - before) / interval)
+            given = max(0.0, place - max(before, line.sent))
+            step_s += engine.slowness * profile.intake_s * given / interval
             seconds.append(seconds[-1] + step_s * interval)
             reached.append(place)
             if place > 0:
@@ -258,9 +260,7 @@ class _Fluid:
         moments = np.array([each.moments for each in engine.lengths])
         mean, second = moments[line.kind, 0], moments[line.kind, 1]
         step_s = engine.step_s(n, kv_tokens)
-        prompts = np.sort(self._prompts)
-        alone_s = np.array([prefill_s(profile, tokens, n) for tokens in prompts.tolist()])
-        prefills_s = engine.slowness * np.interp(line.prefill, prompts, alone_s)
+        prefills_s = engine.slowness * self._prefills_s(n)
         waste = rule.waste_tokens
         if bound is Bound.MEMORY:
             # The first token comes of the prefill.
@@ -290,6 +290,19 @@ class _Fluid:
         observed_s = engine.slowness * observed_s + shared * prefills_s
         trust = pace.steps / (pace.steps + PRIOR_RESIDUALS * self._residual)
         return modelled_s, modelled_s + trust * (observed_s - modelled_s), decoding, trust
+
+    def _prefills_s(self, beside: float) -> Floats:
+        """Seconds that each entry adds to iterations which decode ``beside`` sequences: its prompt and, if it
+        is still to be sent, its coming."""
+        profile, tokens = self._engine.profile, self._line.prefill
+        pair_s = profile.step.prefill_pair_s / 2
+        # But for its pairs about straight between these; the longest prompts are far above the last mean.
+        spread = np.geomspace(tokens.min(), tokens.max(), _PROMPT_STRATA)
+        at = np.unique(np.concatenate((self._prompts, spread)))
+        straight_s = [prefill_s(profile, each, beside) - pair_s * each * each for each in at.tolist()]
+        seconds: Floats = np.interp(tokens, at, straight_s) + pair_s * tokens**2
+        seconds[self._line.sent :] += profile.intake_s
+        return seconds
 
     def _dispersions(self, bound: Bound) -> tuple[float, float]:
         """Variance over mean of the number taken in: soon, and in the long run.

@@ -79,7 +79,7 @@ def group_service(
     batch = max(1.0, min(profile.max_num_seqs, profile.kv_capacity_tokens / kv_each))
     per_token_s = slowness * decode_step_s(profile, batch, batch * kv_each) / batch
     return GroupService(
-        prefill_s=slowness * prefill_s(profile, prompt_tokens, batch),
+        prefill_s=slowness * (prefill_s(profile, prompt_tokens, batch) + profile.intake_s),
         decode_s=mean * per_token_s,
         decode_sd_s=lengths.variance**0.5 * per_token_s,
         batch=batch,

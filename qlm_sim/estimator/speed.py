@@ -211,13 +211,14 @@ class EngineClock:
         beside = len(decoding)
         pace = self.pace
         if item.output_tokens and restores(profile, item):
-            seconds = tokens * profile.kv_restore_token_s
+            seconds = tokens * profile.kv_restore_token_s + profile.intake_s
             self._advance(now, seconds, seconds)
         else:
             # Prompts that share an iteration share its base time.
             before = self._prompt_tokens if self._prefilled_at >= now else 0
-            seconds = prefill_s(profile, tokens, beside, before + ledger.prefilling_tokens)
-            self._advance(now, seconds, None if pace is None else prefill_s(profile, tokens, beside))
+            seconds = prefill_s(profile, tokens, beside, before + ledger.prefilling_tokens) + profile.intake_s
+            alone_s = None if pace is None else prefill_s(profile, tokens, beside) + profile.intake_s
+            self._advance(now, seconds, alone_s)
             self._prefilled_at = now
             self._prompt_tokens = before + tokens
         self.iterated_at = self.began_at = now

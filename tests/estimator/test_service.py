@@ -44,6 +44,15 @@ def test_a_slower_engine_takes_longer_and_holds_as_many(make_instance):
     assert slower.batch == as_promised.batch
 
 
+def test_what_a_request_holds_the_engine_up_is_part_of_what_it_takes(make_instance):
+    without, held_up = (
+        group_service(make_instance(intake_s=intake_s).models["a"], 200, LengthStatistics(), 1.5)
+        for intake_s in (0.0, 0.02)
+    )
+    assert held_up.prefill_s == pytest.approx(without.prefill_s + 1.5 * 0.02)
+    assert held_up.decode_s == without.decode_s
+
+
 def test_little_memory_keeps_at_most_a_quarter_free():
     rule = ServiceEstimator().room_rule("a", 2_000)
     assert rule.most_tokens == 500

@@ -6,7 +6,7 @@ from qlm_sim.core.events import EngineReported
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import State, Tracked
 from qlm_sim.estimator.service import ServiceEstimator
-from qlm_sim.estimator.steps import decode_step_s
+from qlm_sim.estimator.steps import decode_step_s, prefill_s
 
 
 class HandMadeEngine:
@@ -57,7 +57,7 @@ class HandMadeEngine:
 
 @pytest.fixture
 def make_engine(make_instance, make_request):
-    return lambda slowness=1.0: HandMadeEngine(make_instance(), make_request, slowness)
+    return lambda slowness=1.0, **more: HandMadeEngine(make_instance(**more), make_request, slowness)
 
 
 def test_without_events_the_clock_knows_what_was_generated(make_engine):
@@ -80,6 +80,17 @@ def test_the_speed_of_an_engine_is_recovered(make_engine, slowness):
         engine.decode(100)
         engine.finish(str(i))
     assert engine.estimator.slowness(engine.ledger, "a") == pytest.approx(slowness, rel=0.02)
+
+
+def test_what_requests_hold_an_engine_up_does_not_make_it_look_slow(make_engine):
+    engine = make_engine(intake_s=0.05)
+    for i in range(100):
+        engine.now += 0.05 + prefill_s(engine.ledger.profile, 100, len(engine.items))
+        engine.start(str(i))
+        engine.decode(10)
+        if i >= 2:
+            engine.finish(str(i - 2))
+    assert engine.estimator.slowness(engine.ledger, "a") == pytest.approx(1.0, rel=0.02)
 
 
 def test_a_report_puts_the_tokens_right(make_engine):

@@ -38,7 +38,9 @@ def lengths_learnt():
 class Scene:
     """One instance with a running batch and a queue, all requests alike."""
 
-    def __init__(self, spec, make_request, lengths, *, running, waiting, sent=0, models=("a",)):
+    def __init__(
+        self, spec, make_request, lengths, *, running, waiting, sent=0, models=("a",), prompts=(100,)
+    ):
         self.ledger = InstanceLedger(spec)
         self.service = ServiceEstimator()
         self.service.lengths = lengths
@@ -51,7 +53,12 @@ class Scene:
                 self.ledger.began_decoding(item, 0.0)
         table = self.table = GroupTable()
         self.items = [
-            Tracked(make_request(f"q{i}", model=models[i * len(models) // waiting])) for i in range(waiting)
+            Tracked(
+                make_request(
+                    f"q{i}", model=models[i * len(models) // waiting], prompt=prompts[i % len(prompts)]
+                )
+            )
+            for i in range(waiting)
         ]
         for item in self.items:
             table.join(item, GroupKey(item.request.model, "interactive", 0), 64)
@@ -83,13 +90,10 @@ class Scene:
 def make_scene(make_instance, make_request, lengths_learnt):
     scenes = []
 
-    def make(*, running, waiting, sent=0, models=("a",), **instance):
+    def make(*, models=("a",), running, waiting, sent=0, prompts=(100,), **instance):
         spec = make_instance(models=tuple(dict.fromkeys(("a", *models))), **instance)
-        scenes.append(
-            Scene(
-                spec, make_request, lengths_learnt, running=running, waiting=waiting, sent=sent, models=models
-            )
-        )
+        line = {"running": running, "waiting": waiting, "sent": sent, "models": models, "prompts": prompts}
+        scenes.append(Scene(spec, make_request, lengths_learnt, **line))
         return scenes[-1]
 
     yield make
@@ -149,6 +153,16 @@ def test_a_long_queue_waits_as_the_paper_says(make_scene):
     random_s = math.sqrt(400) * decoding * per_request_s
     unknown_s = 400 * math.hypot(decoding * known, SPEED_SPREAD) * per_request_s
     assert spread[1] == pytest.approx(math.hypot(random_s, unknown_s), rel=0.15)
+
+
+def test_a_few_long_prompts_count_in_full(make_scene):
+    """Far back the wait grows by the mean of all prompts, however few of them bring most of the tokens."""
+    prompts = (*[20] * 31, 8_000)
+    scene = full_batch(make_scene, waiting=512, prompts=prompts)
+    waits, profile = scene.waits(), scene.ledger.profile
+    slope = (waits[511].mean_s - waits[255].mean_s) / 256
+    decode_s = MEAN * decode_step_s(profile, 16, 16 * (270 + MEAN)) / 16
+    assert slope == pytest.approx(decode_s + np.mean([prefill_s(profile, p, 16) for p in prompts]), rel=0.02)
 
 
 def test_a_full_batch_of_slots_agrees_with_monte_carlo(make_scene):
@@ -224,6 +238,25 @@ def test_a_prompt_under_way_is_waited_for_no_longer_than_it_takes(make_scene, ma
     # Others that leave meanwhile do not begin it anew.
     scene.service.left(scene.ledger, next(iter(scene.ledger.running.values())), 1.9, None)
     assert scene.forecast(item, 2.0).mean_s == pytest.approx(full_s - 1.0, rel=0.02)
+
+
+def test_what_each_request_holds_the_engine_up_is_waited_for(make_scene):
+    waits, held_up = (
+        full_batch(make_scene, waiting=512, intake_s=intake_s).waits() for intake_s in (0.0, 0.05)
+    )
+    for ahead in (0, 63, 511):
+        longer_s = held_up[ahead].mean_s - waits[ahead].mean_s
+        assert longer_s == pytest.approx(0.05 * (ahead + 1), rel=0.05)
+
+
+def test_who_is_on_the_engine_has_held_it_up_already(make_scene):
+    """All but those who came since its last iteration began, who hold up the next one."""
+    scenes = [full_batch(make_scene, waiting=1, sent=99, intake_s=intake_s) for intake_s in (0.0, 0.05)]
+    for now, holding in ((0.0, 99), (1.0, 0)):
+        first, held_up = (scene.line(now).wait("a", 1, 100, now).mean_s for scene in scenes)
+        assert held_up - first == pytest.approx(0.05 * holding, abs=1e-9)
+        last, held_up = (scene.line(now).wait("a", 99, 100, now).mean_s for scene in scenes)
+        assert held_up - last == pytest.approx(0.05 * (holding + 1), abs=0.01)
 
 
 def test_where_engines_go_by_deadline_so_do_forecasts(make_scene):
