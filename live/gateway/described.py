@@ -1,6 +1,6 @@
 """What a configuration means, in words: the answer of ``serve --dry-run``."""
 
-from live.build import make_instance
+from live.build import make_instances
 from live.config import LiveConfig
 
 
@@ -33,8 +33,7 @@ def describe(config: LiveConfig) -> str:
         lines.append(f"tenant     {tenant.name}: {', '.join(limits)}")
     if not config.tenant:
         lines.append("tenant     everybody, without a key")
-    for engine in config.engine:
-        instance = make_instance(engine, config)
+    for engine, instance in zip(config.engine, make_instances(config), strict=True):
         where = engine.url or " ".join(engine.command or (engine.kind,))
         for name, profile in instance.models.items():
             resident = " (resident)" if name == (engine.resident or engine.models[0]) else ""
