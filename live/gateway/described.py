@@ -2,15 +2,15 @@
 
 from live.build import make_instances
 from live.config import LiveConfig
+from live.serving import url_of
 
 
 def describe(config: LiveConfig) -> str:
     """One line for each part. Raises InputError where engines or tokenizers cannot be made."""
     gateway = config.gateway
-    scheme = "https" if gateway.tls_cert else "http"
+    url = url_of(gateway.host, gateway.port, tls=gateway.tls_cert is not None)
     lines = [
-        f"gateway    {scheme}://{gateway.host}:{gateway.port}, policy {config.scheduler.policy}, "
-        f"store {config.store.url}",
+        f"gateway    {url}, policy {config.scheduler.policy}, store {config.store.url}",
     ]
     for each in config.slo:
         roles = [

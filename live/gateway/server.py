@@ -17,7 +17,7 @@ from live.config import LiveConfig
 from live.gateway.app import Gateway
 from live.gateway.logs import set_up_logs
 from live.service import Service
-from live.serving import HttpServer, fast_loop
+from live.serving import HttpServer, fast_loop, url_of
 from live.store import open_store
 from live.store.interface import StoreError
 from qlm_sim.errors import InputError
@@ -77,8 +77,8 @@ async def _serve(config: LiveConfig, record: Path | None) -> None:
     gc.freeze()  # what the start has made stays: later collections need not look at it
     serving = loop.create_task(server.serve([listener]))
     host, port = listener.getsockname()[:2]
-    scheme = "https" if config.gateway.tls_cert else "http"
-    print(f"qlm-live: serving on {scheme}://{host}:{port}", file=sys.stderr, flush=True)
+    url = url_of(host, port, tls=config.gateway.tls_cert is not None)
+    print(f"qlm-live: serving on {url}", file=sys.stderr, flush=True)
     flushing = loop.create_task(_flush(writers))
     stopping = loop.create_task(stop.wait())
     failing = loop.create_task(gateway.fail())
