@@ -9,7 +9,6 @@ store keeps one answer a line.
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -223,6 +222,7 @@ class BatchRunner:
     # Working off
 
     async def _feed(self, batch: BatchRecord, counts: Counts) -> None:
+        running = self._running.setdefault(batch.id, {})
         room = self._window - self._of_tenant.get(batch.tenant, 0)
         recovered = self._recovered.pop(batch.id, [])
         if recovered:
@@ -231,9 +231,11 @@ class BatchRunner:
                 self._recovered[batch.id] = rest
         elif room >= min(self._window // 8 + 1, counts.left):
             taken = await self._store.claim(batch.id, self._owner, room)
+            if not taken and not running:
+                # Lines are left and nobody has them: the answer to a claim was lost.
+                self._seen.discard(batch.id)
         else:
             taken = []
-        running = self._running.setdefault(batch.id, {})
         for started, line in enumerate(taken):
             if started % BREATH == BREATH - 1:
                 await asyncio.sleep(0)
@@ -352,14 +354,9 @@ class BatchRunner:
     async def _expire(self, batch: BatchRecord) -> None:
         await self._halt(batch)
         self._recovered.pop(batch.id, None)
-        # Of another name each time: what a try that failed had claimed is recovered by the next.
-        owner = f"{self._owner}-expiry-{uuid.uuid4().hex}"
-        left = await self._store.recover(batch.id, owner) or await self._store.claim(batch.id, owner, PIECE)
-        while left:
-            await asyncio.gather(
-                *(self._store.finish(batch.id, unanswered(line, *EXPIRED_ERROR)) for line in left)
-            )
-            left = await self._store.claim(batch.id, owner, PIECE)
+        store, owner = self._store, self._owner
+        while left := await store.recover(batch.id, owner) or await store.claim(batch.id, owner, PIECE):
+            await asyncio.gather(*(store.finish(batch.id, unanswered(line, *EXPIRED_ERROR)) for line in left))
         await self._close(batch, EXPIRED, "expired_at")
 
     async def _close(self, batch: BatchRecord, status: str, stamp: str) -> None:

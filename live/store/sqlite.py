@@ -206,13 +206,11 @@ class SqliteStore:
         def take(db: sqlite3.Connection) -> list[Any]:
             rows = db.execute(
                 "SELECT number, custom_id, body, coalesce(data, x'') FROM lines LEFT JOIN kept"
-                " USING (batch_id, number) WHERE batch_id = ? AND owner IS NOT NULL AND owner != ?"
-                " ORDER BY number",
-                (batch_id, owner),
+                " USING (batch_id, number) WHERE batch_id = ? AND owner IS NOT NULL ORDER BY number",
+                (batch_id,),
             ).fetchall()
             db.execute(
-                "UPDATE lines SET owner = ? WHERE batch_id = ? AND owner IS NOT NULL AND owner != ?",
-                (owner, batch_id, owner),
+                "UPDATE lines SET owner = ? WHERE batch_id = ? AND owner IS NOT NULL", (owner, batch_id)
             )
             return rows
 

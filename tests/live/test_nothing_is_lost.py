@@ -304,6 +304,35 @@ async def test_every_line_of_an_expired_batch_is_told_in_spite_of_trouble_of_the
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("window_s", [86400, 3])
+async def test_lines_are_not_forgotten_when_the_answer_to_their_claim_is_lost(
+    window_s: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has given them to this gateway, which does not hear of it."""
+    monkeypatch.setattr(batch_runner, "RETRY_S", 0.01)
+    in_time = window_s > 3
+    async with leading(tmp_path, engines(slots=2, speed=20.0 if in_time else 1.0)) as (_, house, store):
+        works, lost = store.claim, []
+
+        async def lose(batch_id: str, owner: str, count: int) -> Any:
+            claimed = await works(batch_id, owner, min(2, count))
+            if claimed and len(lost) < 2:
+                lost.extend(claimed)
+                raise StoreError("store: Connection closed by server.")
+            return claimed
+
+        monkeypatch.setattr(store, "claim", lose)
+        await add_batch(store, batch_file(6, 40 if in_time else 2000), window_s)
+        house.runner.wake()
+        await until(lambda: ended(store))
+        assert lost
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts) == (
+            (COMPLETED, Counts(total=6, completed=6)) if in_time else (EXPIRED, Counts(total=6, failed=6))
+        )
+
+
+@pytest.mark.anyio
 async def test_a_batch_that_cannot_be_checked_fails_with_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

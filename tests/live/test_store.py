@@ -215,7 +215,7 @@ async def test_a_new_leader_takes_over_what_the_old_one_had_claimed(store: Store
     await store.finish("batch-1", Result(taken[0].number, True, b"done"))
     recovered = await store.recover("batch-1", "g2")
     assert recovered == taken[1:], "claimed and unanswered"
-    assert await store.recover("batch-1", "g2") == [], "what is its own stays its own"
+    assert await store.recover("batch-1", "g2") == recovered, "again, as the answer may have been lost"
     rest = await store.claim("batch-1", "g2", 10)
     assert [line.number for line in rest] == [6, 7, 8, 9]
     # The old leader was only slow: its answer is the first, and stays the only one.
