@@ -286,11 +286,9 @@ class _Reply:
         else:
             assert isinstance(output, Failed)
             self._intake.over(entry, "failed")
-            raise ApiError(
-                output.status,
-                output.reason,
-                headers={"retry-after": "5"} if output.status == 503 else None,
-            )
+            if output.status == 503:
+                raise retry_later(503, output.reason, 5, "shutting_down")
+            raise ApiError(output.status, output.reason)
 
 
 def _comment(estimate: Estimate) -> bytes:

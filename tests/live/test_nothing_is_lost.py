@@ -24,6 +24,7 @@ from live_gateway import (
     batch_file,
     engines,
     eventually,
+    queued,
     running_engine,
     running_gateway,
     start_batch,
@@ -201,25 +202,42 @@ def test_nothing_is_lost_when_an_engine_is_killed_and_then_all(tmp_path: Path) -
     assert [row["custom_id"] for row in rows] == [f"line-{n}" for n in range(200)], "each once, none lost"
 
 
+def check_refused(answer: Any) -> None:
+    """503 in OpenAI's shape, with the time after which its clients try again."""
+    assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+    error = json.loads(answer.read())["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == ("service_unavailable_error", "shutting_down")
+
+
 def test_sigterm_lets_running_work_end_and_keeps_what_waits(tmp_path: Path) -> None:
-    config = engines(slots=4, speed=4.0)
-    with running_gateway(tmp_path, config) as gateway:
+    with running_gateway(tmp_path, engines(slots=1, speed=4.0)) as gateway:
         batch_id = start_batch(gateway, batch_file(100))
         eventually(lambda: answered_lines(gateway, batch_id) >= 1)
+        streamed = {**SHORT, "stream": True}
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
         with ThreadPoolExecutor() as pool:
             urgent = {**SHORT, "max_tokens": 300, "ignore_eos": True}
             answer = pool.submit(gateway.post, "/v1/completions", urgent, {"x-slo-ttft-ms": "100"})
             eventually(
                 lambda: gateway.metric("vllm:time_to_first_token_seconds_count", model_name=MODEL) == 1
             )
+            waiting = pool.submit(gateway.post, "/v1/completions", SHORT, {"x-slo-ttft-ms": "3600000"})
+            eventually(lambda: queued(gateway))
             gateway.process.send_signal(signal.SIGTERM)
             eventually(lambda: "draining" in gateway.log.read_text())
-            assert gateway.post("/v1/completions", SHORT).status == 503
+            for path, asked in (
+                ("completions", SHORT),
+                ("chat/completions", chat),
+                ("completions", streamed),
+            ):
+                check_refused(gateway.post(f"/v1/{path}", asked))
+            check_refused(waiting.result())
             usage = json.loads(answer.result().read())["usage"]
         assert usage["completion_tokens"] == 300
         assert gateway.process.wait(20) == 0
         assert "Traceback" not in gateway.log.read_text()
-    with running_gateway(tmp_path, config) as gateway:
+    with running_gateway(tmp_path, engines()) as gateway:
         assert 1 <= answered_lines(gateway, batch_id) < 100
         assert len(answers_of(gateway, batch_id)) == 100
 
