@@ -109,7 +109,7 @@ class House:
         Batch lines go back to the store first, so that none is answered with the end of the service.
         """
         self.intake.draining = True
-        await self.runner.close()
+        await self.runner.close(keep=drain_s is not None)
         if drain_s is None:
             await self.service.stop()
         else:

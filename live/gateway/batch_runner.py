@@ -121,9 +121,11 @@ class BatchRunner:
         loop = asyncio.get_running_loop()
         self._rounds = [loop.create_task(self._run()), loop.create_task(self._keeper.run())]
 
-    async def close(self) -> None:
-        """Stop. Lines under way are given up as they are."""
+    async def close(self, *, keep: bool) -> None:
+        """Stop. Lines under way are given up; ``keep``: the store has first what they have said."""
         await end_tasks(self._rounds)
+        if keep:
+            await self._keeper.keep_all()
         await end_tasks(self._steps.values())
         await end_tasks([task for each in self._running.values() for task in each.values()])
 

@@ -36,6 +36,7 @@ from live.fake.language import generate, tokenize, words
 from live.gateway import batch_runner
 from live.gateway.app import Gateway, House
 from live.gateway.ending import end_tasks
+from live.gateway.keeping import resume_of
 from live.store import open_store
 from live.store.interface import (
     COMPLETED,
@@ -262,6 +263,26 @@ async def test_lines_are_not_answered_with_the_end_of_the_service(
     async with leading(tmp_path, engines()) as (_, _, store):
         await until(lambda: ended(store))
         assert (await batch_of(store))[1] == Counts(total=4, completed=4)
+
+
+@pytest.mark.anyio
+async def test_a_drain_keeps_every_token_of_the_lines_under_way(tmp_path: Path) -> None:
+    """Of these, too few to be kept before."""
+    async with leading(tmp_path, engines(slots=2, speed=1.0)) as (gateway, house, store):
+        await add_batch(store, batch_file(2, 2000))
+        (instance,) = house.service.engines.instances.values()
+
+        def heard() -> list[int]:
+            return [attempt.output_tokens for attempt in instance.running.values()]
+
+        await until(lambda: len(heard()) == 2 and min(heard()) >= 5)
+        least = min(heard())
+        await gateway.close()
+    store = await open_store(load_config(tmp_path / "live.toml").store.url)
+    kept = [resume_of(line.kept) for line in await store.recover("batch_1", "another")]
+    await store.close()
+    assert len(kept) == 2
+    assert all(resume is not None and len(resume.token_ids) >= least - 1 for resume in kept)
 
 
 @pytest.mark.anyio
