@@ -48,9 +48,7 @@ log = logging.getLogger(__name__)
 class LiveService(Scheduling, Protocol):
     """``live.service.Service``, as far as the gateway goes."""
 
-    clock: Any
     solver: Any
-    failure: Exception | None
 
     async def start(self) -> None: ...
 
@@ -85,16 +83,7 @@ class House:
             endpoint: Completions(endpoint, config, self.intake, tenants, maker)
             for endpoint in (COMPLETIONS, CHAT)
         }
-        self.runner = BatchRunner(
-            config,
-            store,
-            self.intake,
-            tenants,
-            maker,
-            uuid.uuid4().hex,
-            service.clock.since_start,
-            lambda: service.failure is not None,
-        )
+        self.runner = BatchRunner(config, store, self.intake, tenants, maker)
         self.feed = DashboardFeed(service, self.intake, metrics, self.runner, config)
         service.add_listener(metrics.settled)
         service.add_listener(self.feed.settled)
