@@ -1,8 +1,10 @@
 """The contract of the durable store, the same on SQLite and on a real Redis."""
 
 import asyncio
+import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -87,6 +89,46 @@ async def test_a_file_comes_back_as_it_went_in(store: Store) -> None:
     assert await content_of(store, "file-1") == content
     await store.add_file(a_file(), [b"other"])
     assert await content_of(store, "file-1") == b"other", "a file of the same id is replaced as a whole"
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_file_that_is_not_written_to_its_end_takes_no_room(store: Store, tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x" * 2**21
+        raise ConnectionError("the client went away")
+
+    with pytest.raises(ConnectionError):
+        await store.add_file(a_file(), broken())
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        assert database.execute("SELECT count(*) FROM chunks").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_leader_that_cannot_say_where_it_is_leaves_the_lead_to_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first, second = await open_store(url), await open_store(url)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(StoreError, match="No space left"):
+            await first.lead("g1", "http://one", ttl_s=30)
+    assert await second.lead("g2", "http://two", ttl_s=30)
+    await second.resign("g2")
+    assert await first.lead("g1", "http://one", ttl_s=30)
+    await first.close()
+    await second.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_store_that_is_closed_says_so(url: str) -> None:
+    store = await open_store(url)
+    await store.close()
+    async with asyncio.timeout(10):
+        with pytest.raises(StoreError, match="closed"):
+            await store.file("file-1")
 
 
 async def test_what_cannot_be_written_fails_alone(store: Store) -> None:
