@@ -1,5 +1,6 @@
 """The gateway under load: waits told, excess refused, shares kept, decisions recorded."""
 
+import errno
 import json
 import shutil
 import signal
@@ -26,12 +27,22 @@ from live_gateway import (
     running_gateway,
     start_batch,
 )
+from starlette.requests import Request
 
-from live.config import ModelConfig
+from live.config import ModelConfig, load_config
 from live.gateway.bodies import ChatBody, check, is_pinned
+from live.gateway.errors import ApiError
+from live.gateway.files import Files
 from live.gateway.prompts import PromptCounter, prompt_characters
-from live.gateway.tenants import RateLimit
+from live.gateway.server import Recording
+from live.gateway.tenants import RateLimit, Tenants
 from live.jobs import CHAT
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
 
 TENANTS = """
 [[tenant]]
@@ -138,6 +149,25 @@ def test_what_is_no_good_batch_is_refused(tmp_path: Path) -> None:
         assert (large.status, json.loads(large.read())["error"]["code"]) == (413, "request_too_large")
 
 
+@pytest.mark.anyio
+async def test_an_upload_that_never_ends_is_refused_at_the_limit(tmp_path: Path) -> None:
+    """It need not say how long it is."""
+    (tmp_path / "live.toml").write_text(engines() + "[batch]\nmax_file_mib = 1\n")
+    sent = [b'--x\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\n']
+
+    async def receive() -> Any:
+        sent.append(b"x" * 2**16)
+        assert len(sent) < 100, "the limit is beyond 20"
+        return {"type": "http.request", "body": sent[-2], "more_body": True}
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x"), (b"transfer-encoding", b"chunked")]
+    request = Request({"type": "http", "method": "POST", "path": "/v1/files", "headers": headers}, receive)
+    store: Any = None
+    with pytest.raises(ApiError) as refused:
+        await Files(load_config(tmp_path / "live.toml"), store, Tenants(())).create(request)
+    assert (refused.value.status, refused.value.code) == (413, "file_too_large")
+
+
 def test_a_rate_is_averaged_over_ten_seconds() -> None:
     limit = RateLimit(2.0)
     assert [limit.take(0.0) for _ in range(20)] == [0.0] * 20
@@ -230,6 +260,28 @@ def test_a_run_is_recorded_and_every_decision_comes_out_the_same(tmp_path: Path)
     assert figures["requests"] == 40
     assert figures["evictions"] >= 1
     assert (tmp_path / "events.jsonl.before").read_text() == "of an earlier life"
+
+
+def test_a_full_disk_ends_the_record_and_not_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    class Full:
+        calls = 0
+
+        def record(self, *given: object) -> None:
+            self.calls += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        flush = close = record
+
+    full: Any = Full()
+    recording = Recording(full)
+    recording.record(0.0, [], [])
+    recording.record(1.0, [], [])
+    recording.flush()
+    recording.close()
+    assert full.calls == 1
+    assert [each.message for each in caplog.records] == [
+        "the event log cannot be written and ends here: [Errno 28] No space left on device"
+    ]
 
 
 def test_tls_by_config(tmp_path: Path) -> None:
