@@ -103,6 +103,7 @@ class House:
             await self.service.stop()
         else:
             await self.service.drain(drain_s)
+        self.feed.close()
 
 
 class Gateway:

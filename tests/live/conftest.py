@@ -1,4 +1,4 @@
-"""What needs a server of its own: Redis, where it is installed."""
+"""What tests of the gateway share: the event loop that they run in, and Redis, where it is installed."""
 
 import shutil
 import subprocess
@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 from live_gateway import eventually
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture

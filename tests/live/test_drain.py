@@ -30,11 +30,6 @@ from live.store import open_store
 from live.store.interface import Counts
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def check_refused(answer: Any) -> None:
     """503 in OpenAI's shape, with the time after which its clients try again."""
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")

@@ -27,11 +27,6 @@ from live.gateway.forward import Forwarder
 from live.store.interface import StoreError
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @contextmanager
 def two_gateways(folder: Path, toml: str) -> Iterator[tuple[GatewayProcess, GatewayProcess]]:
     """The one that schedules, and another one of the same store."""

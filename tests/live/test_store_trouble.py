@@ -11,11 +11,6 @@ from live.gateway import batch_runner
 from live.store.interface import COMPLETED, EXPIRED, FAILED, Counts, Store, StoreError
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def failing(store: Store, call: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let so many of these calls fail, as on a full disk."""
     works = getattr(store, call)
