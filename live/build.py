@@ -46,13 +46,20 @@ def scheduler_settings(config: LiveConfig) -> SchedulerSettings:
 
 def make_service(config: LiveConfig) -> Service:
     """Not started yet. Raises InputError."""
+    return Service(
+        make_instances(config), policy=config.scheduler.policy, settings=scheduler_settings(config)
+    )
+
+
+def make_instances(config: LiveConfig) -> list[Instance]:
+    """One for each engine, in their order. Raises InputError, which names the engine."""
     instances = []
     for number, engine in enumerate(config.engine):
         try:
             instances.append(make_instance(engine, config))
         except InputError as error:
             raise InputError(f"engine[{number}]: {error}") from None
-    return Service(instances, policy=config.scheduler.policy, settings=scheduler_settings(config))
+    return instances
 
 
 def on_fakes(config: LiveConfig, speed: float) -> LiveConfig:

@@ -15,6 +15,11 @@ class HttpServer(uvicorn.Server):
         yield
 
 
+def url_of(host: str, port: int, *, tls: bool = False) -> str:
+    """Of a server there; an IPv6 address goes in brackets."""
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """What makes uvloop's event loop, where that is installed; for ``asyncio.Runner``."""
     try:

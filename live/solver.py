@@ -26,6 +26,8 @@ BUDGET_S = 0.25
 INLINE_BUDGET = 2_000
 """Groups followed for a plan that is solved in place: it holds up the service, a few milliseconds."""
 LEAST_BUDGET = 500
+RESTART_S = 1.0
+"""After the death of the process."""
 NICENESS = 5
 """A plan may come later: what serves goes first where they share a machine."""
 
@@ -47,6 +49,7 @@ class ProcessSolver:
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._restarting: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Start the process. Without this, or after it died, plans are solved in place."""
@@ -60,6 +63,9 @@ class ProcessSolver:
         self._loop.add_reader(ours.fileno(), self._readable)
 
     def stop(self) -> None:
+        if self._restarting is not None:
+            self._restarting.cancel()
+            self._restarting = None
         connection, process = self._connection, self._process
         self._connection = self._process = None
         if connection is not None and self._loop is not None:
@@ -124,13 +130,19 @@ class ProcessSolver:
         self.stop()
         if problem is not None:
             self._solved(solve(problem, INLINE_BUDGET))
+        self._restart_later()
+
+    def _restart_later(self) -> None:
         if self._loop is not None:
-            self._loop.call_later(1.0, self._restart)
+            self._restarting = self._loop.call_later(RESTART_S, self._restart)
 
     def _restart(self) -> None:
-        if self._connection is None:
-            self._busy = False
+        self._busy = False
+        try:
             self.start()
+        except OSError as error:
+            log.error("the solver's process cannot be started, trying again: %s", error)
+            self._restart_later()
 
 
 def _work(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """What no single key can tell: names that must match between tables, and settings that exclude each other."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from live.config.schema import SERVICE_TIERS, EngineConfig, LiveConfig, api_key
 from qlm_sim.config.table import Source, did_you_mean
@@ -21,6 +22,8 @@ def check_config(config: LiveConfig, source: Source) -> None:
     for key, file in (("tls_cert", gateway.tls_cert), ("tls_key", gateway.tls_key)):
         if file is not None and not Path(file).is_file():
             raise source.refuse(f"gateway.{key}", file, "a file that exists")
+    if gateway.advertise is not None:
+        _check_url("gateway.advertise", gateway.advertise, source)
     if scheduler.policy not in POLICIES:
         raise InputError(
             f"{source.name}: scheduler.policy: found {scheduler.policy!r}; "
@@ -114,6 +117,9 @@ def _check_servers(engine: EngineConfig, at: str, source: Source) -> None:
         raise source.refuse(f"{at}.swap", engine.swap, "sleep or restart, as it has several models")
     if engine.kind != "server":
         return
+    for key, url in (("url", engine.url), *((f"urls.{name}", url) for name, url in engine.urls.items())):
+        if url is not None:
+            _check_url(f"{at}.{key}", url, source)
     if sum((engine.url is not None, bool(engine.urls), engine.command is not None)) != 1:
         raise InputError(
             f"{source.name}: {at}: expected one of url or urls (attach to servers) and command (start them)"
@@ -124,6 +130,16 @@ def _check_servers(engine: EngineConfig, at: str, source: Source) -> None:
         for name in engine.models:
             if name not in engine.urls:
                 raise InputError(f"{source.name}: {at}.urls.{name}: missing, expected the server of {name}")
+
+
+def _check_url(key: str, url: str, source: Source) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise source.refuse(key, url, "http://HOST:PORT or https://HOST:PORT, an IPv6 address in brackets")
 
 
 def _once(table: str, names: list[str], source: Source, key: str = "name") -> None:

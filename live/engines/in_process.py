@@ -9,7 +9,7 @@ import contextlib
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import vllm.exceptions
 from vllm import SamplingParams
@@ -22,6 +22,7 @@ from vllm.v1.metrics.reader import get_metrics_snapshot
 from live.engines.backend import Backend, EngineError, EngineFacts, EngineState, Listener
 from live.engines.guard import Guard, dismiss, watch_over
 from live.jobs import CHAT
+from qlm_sim.errors import InputError
 
 _TAKEN = (
     "n", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids",
@@ -73,7 +74,7 @@ class InProcessBackend:
         try:
             prompt = self._prompt(call.body, chat)
             params = self._sampling(call.body)
-        except (TypeError, *_CLIENT_ERRORS) as error:
+        except Exception as error:  # of the template too, which may refuse a chat in words of its own
             listener.refused(400, str(error))
             return
         usage: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0}
@@ -181,12 +182,33 @@ async def _order(order: Any) -> None:
         raise EngineError(f"{type(error).__name__}: {error}") from None
 
 
+def _parsed(flags: Sequence[str]) -> Any:
+    """vLLM's own arguments. Raises InputError, where argparse would end the process."""
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"command: {' '.join(message.split())}")
+
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(add_help=False))
+    parser.error = refuse
+    try:
+        return parser.parse_args(flags)
+    except (ValueError, OSError) as error:  # of a --config file
+        refuse(str(error))
+
+
+def _make(args: Any) -> AsyncLLM:
+    return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args))
+
+
 class InProcessServer:
-    """Starts an engine in this process. ``flags`` are those of ``vllm serve``."""
+    """Starts an engine in this process."""
 
     def __init__(self, flags: Sequence[str], paths: Mapping[str, str], env: Mapping[str, str]) -> None:
-        self._flags = flags
-        self._paths = paths
+        """``flags``: those of ``vllm serve``. Raises InputError where vLLM does not take them."""
+        self._args = {
+            model: _parsed(["--model", path, "--served-model-name", model, *flags])
+            for model, path in paths.items()
+        }
         self._env = env
         self._engine: AsyncLLM | None = None
         self._backend: InProcessBackend | None = None
@@ -204,11 +226,8 @@ class InProcessServer:
     async def start(self, model: str) -> None:
         await self.stop(kill=True)
         os.environ.update(self._env)
-        flags = ["--model", self._paths.get(model, model), "--served-model-name", model, *self._flags]
-        args = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(flags)
         # Loading takes long, and the event loop has other engines to hear.
-        making = asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs.from_cli_args(args))
-        loading = asyncio.ensure_future(making)
+        loading = asyncio.ensure_future(asyncio.to_thread(_make, self._args[model]))
         while not loading.done():
             await asyncio.wait({loading}, timeout=GUARD_S)
             self._guard_children()

@@ -325,7 +325,9 @@ class Instance:
         try:
             async with asyncio.timeout(self._watch.answer_s):
                 return await self._backend.healthy()
-        except TimeoutError:
+        except Exception as error:
+            if not isinstance(error, (EngineError, TimeoutError)):
+                log.exception("engine %s does not say whether it is well", self.id)
             return False
 
     async def _keep_watch(self) -> None:

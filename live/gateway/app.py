@@ -30,7 +30,7 @@ from live.gateway.files import Files, list_object
 from live.gateway.forward import Forwarder
 from live.gateway.intake import Intake, Scheduling
 from live.gateway.job_maker import JobMaker
-from live.gateway.leadership import keep_leading, own_url
+from live.gateway.leadership import Leadership, own_url
 from live.gateway.logs import RequestLog
 from live.gateway.metrics import Metrics, wall_seconds
 from live.gateway.queue import Queue
@@ -48,9 +48,7 @@ log = logging.getLogger(__name__)
 class LiveService(Scheduling, Protocol):
     """``live.service.Service``, as far as the gateway goes."""
 
-    clock: Any
     solver: Any
-    failure: Exception | None
 
     async def start(self) -> None: ...
 
@@ -85,16 +83,7 @@ class House:
             endpoint: Completions(endpoint, config, self.intake, tenants, maker)
             for endpoint in (COMPLETIONS, CHAT)
         }
-        self.runner = BatchRunner(
-            config,
-            store,
-            self.intake,
-            tenants,
-            maker,
-            uuid.uuid4().hex,
-            service.clock.since_start,
-            lambda: service.failure is not None,
-        )
+        self.runner = BatchRunner(config, store, self.intake, tenants, maker)
         self.feed = DashboardFeed(service, self.intake, metrics, self.runner, config)
         service.add_listener(metrics.settled)
         service.add_listener(self.feed.settled)
@@ -109,11 +98,12 @@ class House:
         Batch lines go back to the store first, so that none is answered with the end of the service.
         """
         self.intake.draining = True
-        await self.runner.close()
+        await self.runner.close(keep=drain_s is not None)
         if drain_s is None:
             await self.service.stop()
         else:
             await self.service.drain(drain_s)
+        self.feed.close()
 
 
 class Gateway:
@@ -139,7 +129,8 @@ class Gateway:
         self._url = own_url(config.gateway, port or config.gateway.port)
         most_mib = max(config.gateway.max_body_mib, config.batch.max_file_mib + FORM_MIB)
         self._forward = Forwarder(store.leader, self._url, int(most_mib * 2**20))
-        self._owner = f"{socket.gethostname()}-{uuid.uuid4().hex}"
+        owner = f"{socket.gethostname()}-{uuid.uuid4().hex}"
+        self._leadership = Leadership(store, owner, self._url, config.store.lease_s)
         self._leading: asyncio.Task[None] | None = None
         self.app = self._make_app()
 
@@ -147,14 +138,13 @@ class Gateway:
 
     async def start(self) -> None:
         """Begin to serve; returns when this gateway schedules, or knows that another one does."""
-        config = self.config
-        self._leading = asyncio.get_running_loop().create_task(
-            keep_leading(self._store, self._owner, self._url, config.store.lease_s, self._open, self._lost)
-        )
-        while self.house is None and await self._store.leader() in (None, self._url):
-            if self._leading.done():
-                self._leading.result()
-            await asyncio.sleep(0.01)
+        loop = asyncio.get_running_loop()
+        self._leading = loop.create_task(self._leadership.keep(self._open, self._lost))
+        known = loop.create_task(self._leadership.known.wait())
+        await asyncio.wait({self._leading, known}, return_when=asyncio.FIRST_COMPLETED)
+        known.cancel()
+        if self._leading.done():
+            self._leading.result()
 
     async def fail(self) -> None:
         """Raises what ends the scheduling, when something does; returns never."""
@@ -193,8 +183,7 @@ class Gateway:
             return
         await end_tasks([self._leading])
         try:
-            async with asyncio.timeout(self.config.store.lease_s):
-                await self._store.resign(self._owner)
+            await self._leadership.resign()
         except Exception as error:
             log.warning("the lease is left to run out: %s", error or type(error).__name__)
 

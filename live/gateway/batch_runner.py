@@ -10,26 +10,22 @@ store keeps one answer a line.
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from live.config import LiveConfig
-from live.gateway.answers import AnswerHead, whole
+from live.gateway.batch_answers import LineAnswers
 from live.gateway.batch_lines import EXPIRED as EXPIRED_ERROR
-from live.gateway.batch_lines import LineReader, answered, unanswered, write_files
-from live.gateway.batches import window_seconds
+from live.gateway.batch_lines import LineReader, unanswered, write_files
 from live.gateway.bodies import check, parse
 from live.gateway.ending import end_tasks
 from live.gateway.errors import ApiError
-from live.gateway.intake import Entry, Intake
+from live.gateway.intake import Intake
 from live.gateway.job_maker import JobMaker
-from live.gateway.keeping import Keeper, resume_of
+from live.gateway.keeping import Keeper
 from live.gateway.metrics import wall_seconds
 from live.gateway.pace import LinePace
-from live.gateway.slo import SloResolver
 from live.gateway.tenants import Tenants
-from live.jobs import Delta, Failed, Finished
 from live.store.interface import (
     CANCELLED,
     CANCELLING,
@@ -55,10 +51,8 @@ PIECE = 500
 """Lines written to the store at once."""
 BREATH = 16
 """Lines validated, or begun, between two chances for interactive requests to be served."""
-TRIES = 5
-"""Times that a line may fail for the server's own reasons."""
 RETRY_S = 1.0
-"""Before the second try; doubles with each."""
+"""Before the second try of what the store did not take; doubles with each."""
 MOST_RETRY_S = 30.0
 CHECK_FAILED = {
     "code": "internal_error",
@@ -75,32 +69,20 @@ class BatchRunner:
     """
 
     def __init__(
-        self,
-        config: LiveConfig,
-        store: Store,
-        intake: Intake,
-        tenants: Tenants,
-        maker: JobMaker,
-        owner: str,
-        since_start: Callable[[float], float],
-        broken: Callable[[], bool],
+        self, config: LiveConfig, store: Store, intake: Intake, tenants: Tenants, maker: JobMaker
     ) -> None:
-        """``owner``: this life of this gateway. ``since_start``: wall time to the service's time. ``broken``:
-        whether the service can serve nothing any more."""
         self.lines: dict[str, int] = {"queued": 0, "running": 0}
         """Lines of unfinished batches, for the metrics."""
         self.pace = LinePace()
         self._store = store
-        self._intake = intake
-        self._tenants = tenants
+        self._service = intake.service
         self._maker = maker
-        self._owner = owner
-        self._since_start = since_start
-        self._broken = broken
+        self._keeper = Keeper(store, intake)
+        self._answers = LineAnswers(config, intake, tenants, maker, self._keeper)
+        self._owner = uuid.uuid4().hex
+        """This life of this gateway's scheduling."""
         self._window = config.batch.window
         self._max_requests = config.batch.max_requests
-        self._class = config.batch_class
-        self._slo = SloResolver(config)
         self._woken = asyncio.Event()
         self._steps: dict[str, asyncio.Task[None]] = {}
         """Work on whole batches: validating, finalizing."""
@@ -111,7 +93,6 @@ class BatchRunner:
         self._recovered: dict[str, list[Line]] = {}
         """Lines that the last leader had claimed and this one has not started yet."""
         self._seen: set[str] = set()
-        self._keeper = Keeper(store, intake)
         self._rounds: list[asyncio.Task[None]] = []
         """What goes on until the end: the rounds over the batches, and the keeping."""
 
@@ -122,9 +103,11 @@ class BatchRunner:
         loop = asyncio.get_running_loop()
         self._rounds = [loop.create_task(self._run()), loop.create_task(self._keeper.run())]
 
-    async def close(self) -> None:
-        """Stop. Lines under way are given up as they are."""
+    async def close(self, *, keep: bool) -> None:
+        """Stop. Lines under way are given up; ``keep``: the store has first what they have said."""
         await end_tasks(self._rounds)
+        if keep:
+            await self._keeper.keep_all()
         await end_tasks(self._steps.values())
         await end_tasks([task for each in self._running.values() for task in each.values()])
 
@@ -160,11 +143,11 @@ class BatchRunner:
             elif counts.left == 0:
                 await self._store.move_batch(batch.id, (IN_PROGRESS,), status=FINALIZING, finalizing_at=now)
                 self.wake()
-            elif not self._broken():
+            elif self._service.failure is None:
                 await self._feed(batch, counts)
         running = sum(len(each) for each in self._running.values())
         if not running:
-            self.pace.idle(self._intake.service.now())
+            self.pace.idle(self._service.now())
         self.lines = {"queued": max(0, queued - running), "running": running}
 
     def _begin(self, batch: BatchRecord, work: Any) -> None:
@@ -223,6 +206,7 @@ class BatchRunner:
     # Working off
 
     async def _feed(self, batch: BatchRecord, counts: Counts) -> None:
+        running = self._running.setdefault(batch.id, {})
         room = self._window - self._of_tenant.get(batch.tenant, 0)
         recovered = self._recovered.pop(batch.id, [])
         if recovered:
@@ -231,9 +215,11 @@ class BatchRunner:
                 self._recovered[batch.id] = rest
         elif room >= min(self._window // 8 + 1, counts.left):
             taken = await self._store.claim(batch.id, self._owner, room)
+            if not taken and not running:
+                # Lines are left and nobody has them: the answer to a claim was lost.
+                self._seen.discard(batch.id)
         else:
             taken = []
-        running = self._running.setdefault(batch.id, {})
         for started, line in enumerate(taken):
             if started % BREATH == BREATH - 1:
                 await asyncio.sleep(0)
@@ -242,10 +228,10 @@ class BatchRunner:
 
     async def _answer(self, batch: BatchRecord, line: Line) -> None:
         try:
-            result = await self._result(batch, line)
+            result = await self._answers.result(batch, line)
             if result is not None:
                 await self._finish(batch.id, result)
-                self.pace.answered(self._intake.service.now())
+                self.pace.answered(self._service.now())
         finally:
             running = self._running[batch.id]
             del running[line.number]
@@ -253,19 +239,6 @@ class BatchRunner:
             room = self._window - self._of_tenant[batch.tenant]
             if room > self._window // 8 or not running:
                 self.wake()
-
-    async def _result(self, batch: BatchRecord, line: Line) -> Result | None:
-        """What the store is to keep; None where the service broke."""
-        for tried in range(TRIES):
-            try:
-                result = await self._try(batch, line, tried)
-            except Exception:
-                log.exception("batch %s: line %d failed", batch.id, line.number + 1)
-                return None if self._broken() else unanswered(line, "internal_error", "The server failed.")
-            if result is not None or self._broken():
-                return result
-            await asyncio.sleep(RETRY_S * 2**tried)
-        raise AssertionError("the last try has a result")
 
     async def _finish(self, batch_id: str, result: Result) -> None:
         """Keep a result. It was worth its work, so this goes on until the store takes it."""
@@ -284,65 +257,6 @@ class BatchRunner:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, MOST_RETRY_S)
 
-    async def _try(self, batch: BatchRecord, line: Line, tried: int) -> Result | None:
-        """The answer; None where the server itself failed and another try or leader may do better."""
-        # What comes in one instant is ordered by id: lines are to be served in the order of their file.
-        answer_id = f"{batch.id}-{line.number:06d}" + (f"-{tried}" if tried else "")
-        tenant = self._tenants.by_name(batch.tenant)
-        slo = self._slo.of_class(self._class, window_seconds(batch.completion_window))
-        entries: list[Entry] = []
-        try:
-            body = parse(line.body)
-            fields = check(body, batch.endpoint)
-            self._maker.check_model(fields.model)
-            jobs = self._maker.jobs(
-                body,
-                fields,
-                batch.endpoint,
-                answer_id,
-                slo=slo,
-                tenant=tenant.name,
-                arrived_at=self._since_start(batch.created_at),
-            )
-            # Several prompts, or a line that failed with what was kept of it, begin anew.
-            resume = resume_of(line.kept) if len(jobs) == 1 and not tried else None
-            entries.extend(self._intake.submit(job, tenant, slo, batch=True, resume=resume) for job in jobs)
-            if len(jobs) == 1:
-                self._keeper.watch(batch.id, line.number, entries[0], resume)
-            pieces, ends = [], []
-            for entry in entries:
-                deltas, end = await self._output(entry)
-                pieces.append(deltas)
-                ends.append(end)
-            head = AnswerHead(answer_id, batch.endpoint, fields.model, None)
-            return answered(line, 200, answer_id, whole(head, pieces, ends))
-        except ApiError as error:
-            if (error.status >= 500 or error.status == 429) and (tried + 1 < TRIES or self._broken()):
-                return None
-            return answered(line, error.status, answer_id, error.json())
-        finally:
-            self._keeper.leave(batch.id, line.number)
-            for entry in entries:
-                self._intake.over(entry, "cancelled")
-
-    async def _output(self, entry: Entry) -> tuple[list[Delta], Finished]:
-        deltas: list[Delta] = []
-        ticket = await entry.ticket()
-        while batch := await ticket.next_batch():
-            for output in batch:
-                if isinstance(output, Delta):
-                    deltas.append(output)
-                elif isinstance(output, Finished):
-                    self._intake.finished(entry, output)
-                    return deltas, output
-                elif isinstance(output, Failed):
-                    self._intake.over(entry, "failed")
-                    raise ApiError(output.status, output.reason)
-                else:
-                    self._intake.over(entry, "rejected")
-                    raise ApiError(429, "Refused by admission control.")
-        raise AssertionError(f"the output of {entry.id} ended without an end")
-
     async def _halt(self, batch: BatchRecord) -> None:
         """End the batch's lines that are under way. Answers that were on their way are kept."""
         await end_tasks(self._running.get(batch.id, {}).values())
@@ -352,14 +266,9 @@ class BatchRunner:
     async def _expire(self, batch: BatchRecord) -> None:
         await self._halt(batch)
         self._recovered.pop(batch.id, None)
-        # Of another name each time: what a try that failed had claimed is recovered by the next.
-        owner = f"{self._owner}-expiry-{uuid.uuid4().hex}"
-        left = await self._store.recover(batch.id, owner) or await self._store.claim(batch.id, owner, PIECE)
-        while left:
-            await asyncio.gather(
-                *(self._store.finish(batch.id, unanswered(line, *EXPIRED_ERROR)) for line in left)
-            )
-            left = await self._store.claim(batch.id, owner, PIECE)
+        store, owner = self._store, self._owner
+        while left := await store.recover(batch.id, owner) or await store.claim(batch.id, owner, PIECE):
+            await asyncio.gather(*(store.finish(batch.id, unanswered(line, *EXPIRED_ERROR)) for line in left))
         await self._close(batch, EXPIRED, "expired_at")
 
     async def _close(self, batch: BatchRecord, status: str, stamp: str) -> None:

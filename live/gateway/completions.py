@@ -134,7 +134,7 @@ class _Reply:
         self._complete = False
         """The last piece is made."""
         self._completed = False
-        """It is sent."""
+        """It is sent, or an error in place of the whole answer."""
         self._gone = asyncio.get_running_loop().create_task(self._hear_of_end(receive))
 
     async def _hear_of_end(self, receive: Receive) -> None:
@@ -223,6 +223,7 @@ class _Reply:
                     self._end(entry, output)
                 except ApiError as error:
                     if not self._started:
+                        self._completed = True  # what others have to say comes too late
                         raise
                     out.append(EventStream.error(error.content()))
                     self._complete = True
@@ -286,11 +287,9 @@ class _Reply:
         else:
             assert isinstance(output, Failed)
             self._intake.over(entry, "failed")
-            raise ApiError(
-                output.status,
-                output.reason,
-                headers={"retry-after": "5"} if output.status == 503 else None,
-            )
+            if output.status == 503:
+                raise retry_later(503, output.reason, 5, "shutting_down")
+            raise ApiError(output.status, output.reason)
 
 
 def _comment(estimate: Estimate) -> bytes:

@@ -58,6 +58,7 @@ class DashboardFeed:
         self._config = config
         self._happenings: deque[dict[str, Any]] = deque(maxlen=HAPPENINGS)
         self._number = 0
+        self._closed = False
         self._state: bytes = b""
         self._made_at = -EVERY_S
         self._rates: deque[tuple[float, int, int]] = deque(maxlen=HISTORY_S)
@@ -103,8 +104,12 @@ class DashboardFeed:
             self._states(), media_type="text/event-stream", headers={"cache-control": "no-cache"}
         )
 
+    def close(self) -> None:
+        """End the streams: a page then asks anew, and finds the gateway that schedules by then."""
+        self._closed = True
+
     async def _states(self) -> AsyncIterator[bytes]:
-        while True:
+        while not self._closed:
             now = self._service.now()
             if now - self._made_at >= EVERY_S * 0.9:
                 self._made_at = now

@@ -1,16 +1,16 @@
 """What a configuration means, in words: the answer of ``serve --dry-run``."""
 
-from live.build import make_instance
+from live.build import make_instances
 from live.config import LiveConfig
+from live.serving import url_of
 
 
 def describe(config: LiveConfig) -> str:
     """One line for each part. Raises InputError where engines or tokenizers cannot be made."""
     gateway = config.gateway
-    scheme = "https" if gateway.tls_cert else "http"
+    url = url_of(gateway.host, gateway.port, tls=gateway.tls_cert is not None)
     lines = [
-        f"gateway    {scheme}://{gateway.host}:{gateway.port}, policy {config.scheduler.policy}, "
-        f"store {config.store.url}",
+        f"gateway    {url}, policy {config.scheduler.policy}, store {config.store.url}",
     ]
     for each in config.slo:
         roles = [
@@ -33,8 +33,7 @@ def describe(config: LiveConfig) -> str:
         lines.append(f"tenant     {tenant.name}: {', '.join(limits)}")
     if not config.tenant:
         lines.append("tenant     everybody, without a key")
-    for engine in config.engine:
-        instance = make_instance(engine, config)
+    for engine, instance in zip(config.engine, make_instances(config), strict=True):
         where = engine.url or " ".join(engine.command or (engine.kind,))
         for name, profile in instance.models.items():
             resident = " (resident)" if name == (engine.resident or engine.models[0]) else ""

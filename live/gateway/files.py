@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive
 
 from live.config import LiveConfig
 from live.gateway.errors import ApiError
@@ -18,6 +19,8 @@ from live.store.interface import BatchRecord, FileRecord, Store
 
 T = TypeVar("T", FileRecord, BatchRecord)
 
+FORM_BYTES = 2**16
+"""What the form around a file may take."""
 PURPOSES = ("batch",)
 
 
@@ -32,9 +35,10 @@ class Files:
     async def create(self, request: Request) -> Response:
         tenant = self._tenants.identify(request.headers.get("authorization"))
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._most_bytes + 2**16:
+        if announced.isdecimal() and int(announced) > self._most_bytes + FORM_BYTES:
             raise self._too_large()
-        async with request.form(max_files=1) as form:
+        limited = Request(request.scope, self._limited(request.receive))
+        async with limited.form(max_files=1) as form:
             upload, purpose = form.get("file"), form.get("purpose")
             if not isinstance(upload, UploadFile):
                 raise ApiError(400, "file: missing, expected a file (multipart/form-data).", param="file")
@@ -61,6 +65,20 @@ class Files:
                 created_at=wall_seconds(),
             )
             return JsonResponse(file_object(await self._store.add_file(record, _chunks(upload))))
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Raises ApiError 413 where more comes: a client need not announce how much it sends."""
+        left = self._most_bytes + FORM_BYTES
+
+        async def limited() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise self._too_large()
+            return message
+
+        return limited
 
     def _too_large(self) -> ApiError:
         return ApiError(

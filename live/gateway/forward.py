@@ -1,6 +1,7 @@
 """A gateway that does not schedule passes requests on to the one that does, streams included."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -12,6 +13,10 @@ from live.gateway.ending import end_tasks
 from live.gateway.errors import ApiError, retry_later
 from live.store.interface import StoreError
 
+log = logging.getLogger(__name__)
+
+PASSED_ON = b"x-qlm-passed-on"
+"""Marks what a gateway has passed on: where it comes to one that does not schedule, it goes no further."""
 _HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"host"}
 
 
@@ -27,6 +32,7 @@ class Forwarder:
         self._max_body_bytes = max_body_bytes
         self._session: aiohttp.ClientSession | None = None
         self._draining = False
+        self._told_astray = False
         self._under_way: set[asyncio.Task[None]] = set()
         """Requests that were posted: the streams of the dashboard never end by themselves."""
 
@@ -40,6 +46,8 @@ class Forwarder:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if any(name == PASSED_ON for name, _ in scope["headers"]):
+                raise self._astray()
             url = await self._url()
             body = await read_body(receive, headers_of(scope), self._max_body_bytes)
         except ApiError as error:
@@ -68,6 +76,17 @@ class Forwarder:
             raise retry_later(503, "No gateway schedules at present.", 1, "no_leader")
         return url
 
+    def _astray(self) -> ApiError:
+        """It may only have been under way while the leader changed; or it would go round in a circle."""
+        if not self._told_astray:
+            self._told_astray = True
+            log.error(
+                "a request that a gateway passed on came to %s, which does not schedule: gateway.advertise "
+                "of the one that does must lead to it alone, not to a load balancer",
+                self._own_url,
+            )
+        return retry_later(503, "No gateway schedules where this was passed on to.", 1, "no_leader")
+
     async def _pass_on(self, url: str, body: bytes | bytearray, scope: Scope, send: Send) -> None:
         """The leader's answer, as it comes. When this is cancelled the leader sees its client go."""
         if self._session is None:
@@ -78,6 +97,7 @@ class Forwarder:
             )
         path = scope["path"] + (f"?{scope['query_string'].decode()}" if scope["query_string"] else "")
         headers = [(n.decode(), v.decode("latin-1")) for n, v in scope["headers"] if n not in _HOP]
+        headers.append((PASSED_ON.decode(), "1"))
         started = False
         try:
             async with self._session.request(

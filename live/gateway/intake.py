@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from live.clock import WallClock
 from live.gateway.errors import retry_later
 from live.gateway.fair import FairWindows
 from live.gateway.slo import Slo
@@ -28,7 +29,11 @@ ADMISSIONS = 0.1
 
 
 class Scheduling(Protocol):
-    """What the intake needs of ``live.service.Service``."""
+    """What the intake and the batches need of ``live.service.Service``."""
+
+    clock: WallClock
+    failure: Exception | None
+    """What broke it, if something did: nothing is served any more."""
 
     @property
     def holds_back(self) -> bool:

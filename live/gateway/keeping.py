@@ -1,6 +1,7 @@
-"""Keeps how far batch lines have come, so that after a crash they go on from there.
+"""Keeps how far batch lines have come, so that after a crash or a drain they go on from there.
 
-A line is kept anew when it has grown enough: what a crash costs is bounded, and so is the work of keeping.
+A line is kept anew when it has grown enough: what a crash costs is bounded, and so is the work of keeping. A
+drain costs nothing.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ LOOK_S = 1.0
 LEAST_TOKENS = 64
 GROWTH = 0.25
 """A line is kept when it has this share more tokens than were kept of it, and at least ``LEAST_TOKENS``."""
+KEEP_ALL_S = 5.0
+"""What keeping everything at the end may take."""
 BREATH = 16
 """Lines kept between two chances for interactive requests to be served."""
 
@@ -58,15 +61,24 @@ class Keeper:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                await self._look()
+                await self._keep(LEAST_TOKENS, GROWTH)
             except Exception:
                 log.exception("batch lines could not be kept; trying again")
 
-    async def _look(self) -> None:
+    async def keep_all(self) -> None:
+        """Keep every line as far as it has come now. What the store does not take is left as it was."""
+        try:
+            async with asyncio.timeout(KEEP_ALL_S):
+                await self._keep(1, 0.0)
+        except Exception as error:
+            log.warning("batch lines go on from what was kept before: %s", error or type(error).__name__)
+
+    async def _keep(self, least_tokens: int, growth: float) -> None:
+        """Keep what has grown by so many tokens, and by so much of what is kept of it."""
         kept: dict[str, dict[int, bytes]] = {}
         service = self._intake.service
         for looked, ((batch_id, number), line) in enumerate(list(self._lines.items())):
-            least = line.tokens + max(LEAST_TOKENS, int(GROWTH * line.tokens))
+            least = line.tokens + max(least_tokens, int(growth * line.tokens))
             resume = service.checkpoint(line.entry.id, least)
             if resume is not None:
                 kept.setdefault(batch_id, {})[number] = _encode(resume)

@@ -7,6 +7,7 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from live.config import LiveConfig
 from live.gateway.app import Gateway
 from live.gateway.logs import set_up_logs
 from live.service import Service
-from live.serving import HttpServer, fast_loop
+from live.serving import HttpServer, fast_loop, url_of
 from live.store import open_store
 from live.store.interface import StoreError
+from qlm_sim.core.actions import Action
+from qlm_sim.core.events import Event
 from qlm_sim.errors import InputError
 from qlm_sim.event_log import EventLogWriter, LogHeader
 
@@ -42,12 +45,12 @@ def serve(config: LiveConfig, record: Path | None) -> int:
 
 async def _serve(config: LiveConfig, record: Path | None) -> None:
     listener = _listen(config)
-    writers: list[EventLogWriter] = []
+    recordings: list[Recording] = []
 
     def service() -> Service:
         made = make_service(config)
         if record is not None:
-            writers.append(_recorded(made, config, record))
+            recordings.append(_recorded(made, config, record))
         return made
 
     gateway = Gateway(config, await open_store(config.store.url), service, port=listener.getsockname()[1])
@@ -77,9 +80,9 @@ async def _serve(config: LiveConfig, record: Path | None) -> None:
     gc.freeze()  # what the start has made stays: later collections need not look at it
     serving = loop.create_task(server.serve([listener]))
     host, port = listener.getsockname()[:2]
-    scheme = "https" if config.gateway.tls_cert else "http"
-    print(f"qlm-live: serving on {scheme}://{host}:{port}", file=sys.stderr, flush=True)
-    flushing = loop.create_task(_flush(writers))
+    url = url_of(host, port, tls=config.gateway.tls_cert is not None)
+    print(f"qlm-live: serving on {url}", file=sys.stderr, flush=True)
+    flushing = loop.create_task(_flush(recordings))
     stopping = loop.create_task(stop.wait())
     failing = loop.create_task(gateway.fail())
     await asyncio.wait({serving, stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,8 +96,8 @@ async def _serve(config: LiveConfig, record: Path | None) -> None:
     server.should_exit = True
     await serving
     flushing.cancel()
-    for writer in writers:
-        writer.close()
+    for recording in recordings:
+        recording.close()
 
 
 def _give_up(loop: asyncio.AbstractEventLoop) -> None:
@@ -118,7 +121,32 @@ def _listen(config: LiveConfig) -> socket.socket:
     return listener
 
 
-def _recorded(service: Service, config: LiveConfig, path: Path) -> EventLogWriter:
+class Recording:
+    """A service's event log, which is given up when it cannot be written: serving does not depend on it."""
+
+    def __init__(self, writer: EventLogWriter) -> None:
+        self._writer: EventLogWriter | None = writer
+
+    def record(self, now: float, events: Sequence[Event], actions: Sequence[Action]) -> None:
+        self._try(lambda writer: writer.record(now, events, actions))
+
+    def flush(self) -> None:
+        self._try(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+
+    def _try(self, write: Callable[[EventLogWriter], None]) -> None:
+        if self._writer is None:
+            return
+        try:
+            write(self._writer)
+        except OSError as error:
+            self._writer = None
+            log.error("the event log cannot be written and ends here: %s", error)
+
+
+def _recorded(service: Service, config: LiveConfig, path: Path) -> Recording:
     header = LogHeader(
         policy=config.scheduler.policy,
         settings=replace(scheduler_settings(config), forecasts=True),
@@ -127,13 +155,13 @@ def _recorded(service: Service, config: LiveConfig, path: Path) -> EventLogWrite
     )
     if path.exists():  # of the life before this one, which may have crashed
         path.replace(path.with_name(f"{path.name}.before"))
-    writer = EventLogWriter(path, header)
-    service.add_listener(writer.record)
-    return writer
+    recording = Recording(EventLogWriter(path, header))
+    service.add_listener(recording.record)
+    return recording
 
 
-async def _flush(writers: list[EventLogWriter]) -> None:
+async def _flush(recordings: list[Recording]) -> None:
     while True:
         await asyncio.sleep(FLUSH_S)
-        for writer in writers:
-            writer.flush()
+        for recording in recordings:
+            recording.flush()

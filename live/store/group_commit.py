@@ -26,11 +26,14 @@ class GroupCommit:
         """``connection``: one that opens no transaction by itself, and may be used in another thread."""
         self._connection = connection
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._write_groups, name="store", daemon=True)
         self._thread.start()
 
     async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What ``work`` returns, once it is committed. Raises StoreError, and nothing of it is kept."""
+        if self._closed:
+            raise StoreError("store: it is closed")
         call = _Call(work, asyncio.get_running_loop())
         self._calls.put(call)
         answer: T = await call.future
@@ -38,6 +41,7 @@ class GroupCommit:
 
     async def close(self) -> None:
         """Finish what is queued, and close the connection."""
+        self._closed = True
         self._calls.put(None)
         await asyncio.to_thread(self._thread.join)
         self._connection.close()

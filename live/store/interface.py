@@ -139,7 +139,8 @@ class Store(Protocol):
         ...
 
     async def recover(self, batch_id: str, owner: str) -> list[Line]:
-        """Take over every unanswered line that another owner has claimed. For a new leader alone."""
+        """Take over every unanswered line that is claimed, by whomever: by another owner that is gone, or by
+        a call of this one whose answer was lost. For the leader, while it has none of them under way."""
         ...
 
     async def keep(self, batch_id: str, kept: Mapping[int, bytes]) -> None:

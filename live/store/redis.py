@@ -269,7 +269,7 @@ class RedisStore:
         await self._make_group(key)
         pending, start = [], "-"
         while page := await self._redis.xpending_range(key, GROUP, start, "+", PAGE):
-            pending += [each["message_id"] for each in page if each["consumer"].decode() != owner]
+            pending += [each["message_id"] for each in page]
             start = f"({page[-1]['message_id'].decode()}"
         if not pending:
             return []

@@ -8,6 +8,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,15 @@ class SqliteStore:
         part = f"{file.id}.part"
         await self._rows("DELETE FROM chunks WHERE file_id = ?", (part,))
         size = number = 0
-        async for chunk in regular(content):
-            await self._rows("INSERT INTO chunks VALUES (?, ?, ?)", (part, number, chunk))
-            size += len(chunk)
-            number += 1
+        try:
+            async for chunk in regular(content):
+                await self._rows("INSERT INTO chunks VALUES (?, ?, ?)", (part, number, chunk))
+                size += len(chunk)
+                number += 1
+        except BaseException:
+            with suppress(StoreError):
+                await self._rows("DELETE FROM chunks WHERE file_id = ?", (part,))
+            raise
         record = msgspec.structs.replace(file, bytes=size)
 
         def publish(db: sqlite3.Connection) -> None:
@@ -206,13 +212,11 @@ class SqliteStore:
         def take(db: sqlite3.Connection) -> list[Any]:
             rows = db.execute(
                 "SELECT number, custom_id, body, coalesce(data, x'') FROM lines LEFT JOIN kept"
-                " USING (batch_id, number) WHERE batch_id = ? AND owner IS NOT NULL AND owner != ?"
-                " ORDER BY number",
-                (batch_id, owner),
+                " USING (batch_id, number) WHERE batch_id = ? AND owner IS NOT NULL ORDER BY number",
+                (batch_id,),
             ).fetchall()
             db.execute(
-                "UPDATE lines SET owner = ? WHERE batch_id = ? AND owner IS NOT NULL AND owner != ?",
-                (owner, batch_id, owner),
+                "UPDATE lines SET owner = ? WHERE batch_id = ? AND owner IS NOT NULL", (owner, batch_id)
             )
             return rows
 
@@ -271,11 +275,14 @@ class SqliteStore:
         lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, url.encode(), 0)
         except BlockingIOError:
             os.close(lock)
             return False
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, url.encode(), 0)
+        except OSError as error:
+            os.close(lock)  # else nobody could ever lead: the lock would be nobody's
+            raise StoreError(f"store sqlite:///{self._path}: {error}") from None
         self._lock_file = lock
         return True
 

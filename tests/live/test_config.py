@@ -39,6 +39,15 @@ def test_a_model_and_an_engine_are_all_that_is_needed(tmp_path: Path) -> None:
         (BASE + "[gateway]\nport = 'x'\n", "gateway.port: found 'x', expected a whole number"),
         (BASE + "[gateway]\nport = 70000\n", "gateway.port: found 70000, expected a whole number"),
         (BASE + "[gateway]\ntls_cert = 'c.pem'\n", "gateway.tls_key: missing"),
+        (
+            BASE + "[gateway]\nadvertise = '10.0.0.5:80'\n",
+            "gateway.advertise: found '10.0.0.5:80', expected http",
+        ),
+        (
+            BASE + "[gateway]\nadvertise = 'http://fd00::1:80'\n",
+            "expected http://HOST:PORT or https://HOST:PORT",
+        ),
+        (BASE.replace("http://", ""), "engine[0].url: found '127.0.0.1:8101', expected http://HOST:PORT"),
         (BASE + "[scheduler]\npolicy = 'qlmm'\n", "scheduler.policy: found 'qlmm'; did you mean 'qlm'?"),
         (BASE + "[scheduler]\nwithout = ['pull']\n", "scheduler.without: found 'pull', expected one of"),
         (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, open_page
+from live_batches import leading
 from live_gateway import LONG, MODEL, engines, eventually, in_background, queued, running_gateway
 
 
@@ -40,7 +41,6 @@ def test_the_dashboard_is_sent_the_state(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_the_page_shows_it_in_a_browser(tmp_path: Path) -> None:
     with (
         running_gateway(tmp_path, engines(slots=2, speed=0.5)) as gateway,
@@ -52,3 +52,13 @@ async def test_the_page_shows_it_in_a_browser(tmp_path: Path) -> None:
                 await asyncio.sleep(0.2)
     for told in ("2 running", "policy qlm", "interactive", MODEL):
         assert told in shown
+
+
+@pytest.mark.anyio
+async def test_a_page_is_told_no_more_of_a_gateway_that_schedules_no_more(tmp_path: Path) -> None:
+    async with leading(tmp_path, engines()) as (gateway, house, _):
+        states = aiter(house.feed.stream().body_iterator)
+        assert await anext(states)
+        await gateway.close()
+        async with asyncio.timeout(10):
+            assert [state async for state in states] == []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
+from live_gateway import engines, running_gateway
 
 from live.config import LiveConfig, load_config
 from live.config.schema import GatewayConfig
@@ -77,27 +78,43 @@ def test_the_kubernetes_manifest_is_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "address", "url"),
+    ("host", "addresses", "url"),
     [
-        ("0.0.0.0", "10.1.2.3", "http://10.1.2.3:8000"),  # a pod: its name resolves only in itself
-        ("::", "10.1.2.3", "http://10.1.2.3:8000"),
-        ("0.0.0.0", "127.0.1.1", "http://qlm-live-x:8000"),  # Debian: its own name is itself
-        ("0.0.0.0", None, "http://qlm-live-x:8000"),
-        ("127.0.0.1", "10.1.2.3", "http://127.0.0.1:8000"),
+        ("0.0.0.0", ["10.1.2.3"], "http://10.1.2.3:8000"),  # a pod: its name resolves only in itself
+        ("0.0.0.0", ["fd00::1", "10.1.2.3"], "http://10.1.2.3:8000"),
+        ("::", ["fd00::1", "10.1.2.3"], "http://10.1.2.3:8000"),
+        ("::", ["fe80::1%eth0", "fd00::1"], "http://[fd00::1]:8000"),  # a pod that has IPv6 alone
+        ("0.0.0.0", ["127.0.1.1"], "http://qlm-live-x:8000"),  # Debian: its own name is itself
+        ("0.0.0.0", [], "http://qlm-live-x:8000"),
+        ("127.0.0.1", ["10.1.2.3"], "http://127.0.0.1:8000"),
+        ("fd00::1", ["10.1.2.3"], "http://[fd00::1]:8000"),
     ],
 )
 def test_a_gateway_is_told_where_others_reach_it(
-    host: str, address: str | None, url: str, monkeypatch: pytest.MonkeyPatch
+    host: str, addresses: list[str], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def by_name(name: str) -> str:
-        if address is None:
+    def by_name(name: str, port: None, family: int, *_: object) -> list[tuple[Any, ...]]:
+        of_family = [each for each in addresses if (":" in each) == (family == socket.AF_INET6)]
+        if not of_family:
             raise socket.gaierror("Name or service not known")
-        return address
+        return [(family, 1, 6, "", (each, 0)) for each in of_family]
 
     monkeypatch.setattr(socket, "gethostname", lambda: "qlm-live-x")
-    monkeypatch.setattr(socket, "gethostbyname", by_name)
+    monkeypatch.setattr(socket, "getaddrinfo", by_name)
     assert own_url(GatewayConfig(host=host), 8000) == url
-    assert own_url(GatewayConfig(host=host, advertise="https://me"), 8000) == "https://me"
+    assert own_url(GatewayConfig(host=host, advertise="https://me/"), 8000) == "https://me"
+
+
+def test_a_gateway_serves_on_ipv6(tmp_path: Path) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    config = engines().replace("port = 0", 'host = "::1"\nport = 0')
+    with running_gateway(tmp_path, config) as gateway:
+        assert gateway.url.startswith("http://[::1]:")
+        assert gateway.get("/health")["leader"]
 
 
 def test_the_systemd_unit_is_valid() -> None:

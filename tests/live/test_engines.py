@@ -286,6 +286,28 @@ def test_an_engine_that_fails_in_an_unknown_way_is_started_again(order, model):
     asyncio.run(main())
 
 
+def test_an_engine_that_cannot_say_whether_it_is_well_is_started_again():
+    """Else a request that it lost would wait for as long as others are heard."""
+
+    async def main():
+        instance, servers = fake_instance(watch=replace(WATCH, stall_s=60))
+        async with serving_jobs(instance) as service:
+            downs = events_of(service, InstanceDown)
+
+            async def fail():
+                raise ValueError("the engine speaks in riddles")
+
+            servers["a"].backend.healthy = fail
+            ticket = service.submit(job(service, "r0", output=300))
+            while not any(each.output_tokens > 5 for each in instance.running.values()):
+                await asyncio.sleep(0.005)
+            instance.running["r0"].lost("the connection broke")
+            assert text_of(await read(ticket)) == expected_text("r0", output=300)
+            assert [event.instance for event in downs] == ["i0"]
+
+    asyncio.run(main())
+
+
 def test_a_pinned_request_is_left_alone_once_it_has_spoken():
     async def main():
         instance, servers = fake_instance(models=("a", "b"))

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +25,6 @@ from live_gateway import (
 
 from live.gateway.forward import Forwarder
 from live.store.interface import StoreError
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @contextmanager
@@ -79,6 +75,41 @@ def test_sigterm_lets_streams_that_pass_through_end(tmp_path: Path) -> None:
         assert [row for row in rows if row.strip()][-1] == b"data: [DONE]\n"
         assert follower.process.wait(20) == 0
         assert "Traceback" not in follower.log.read_text()
+
+
+def with_gateway(port: int, advertise: str) -> str:
+    """Two of one store, though they listen at different ports, need two configurations."""
+    return engines().replace("port = 0", f'port = {port}\nadvertise = "{advertise}"')
+
+
+def test_a_gateway_with_the_address_of_the_one_that_schedules_says_so_and_takes_over(tmp_path: Path) -> None:
+    config = with_gateway(0, "http://both:8000") + "[store]\nlease_s = 0.3\n"
+    with running_gateway(tmp_path, config) as leader, running_gateway(tmp_path, config) as other:
+        said = [row for row in other.log.read_text().splitlines() if '"level":"error"' in row]
+        assert len(said) == 1
+        assert "has this one's address, http://both:8000: nothing can be passed on to it" in said[0]
+        refused = other.post("/v1/completions", SHORT)
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        leader.kill()
+        eventually(lambda: other.get("/health")["leader"])
+        eventually(lambda: other.post("/v1/completions", SHORT).status == 200)
+        assert "has this one's address" not in leader.log.read_text()
+
+
+def test_what_would_go_round_in_a_circle_is_refused(tmp_path: Path) -> None:
+    """Here the leader's address leads to the other gateway, as that of a load balancer would at times."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (
+        running_gateway(tmp_path, with_gateway(0, f"http://127.0.0.1:{port}")),
+        running_gateway(tmp_path, with_gateway(port, "http://other:8000")) as other,
+    ):
+        for _ in range(2):
+            refused = other.post("/v1/completions", SHORT)
+            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+            assert json.loads(refused.read())["error"]["code"] == "no_leader"
+        assert other.log.read_text().count("must lead to it alone") == 1
 
 
 async def answer_of(forwarder: Forwarder, body: bytes) -> tuple[int, str]:

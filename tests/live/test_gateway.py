@@ -1,5 +1,7 @@
 """The gateway under load: waits told, excess refused, shares kept, decisions recorded."""
 
+import asyncio
+import errno
 import json
 import shutil
 import signal
@@ -26,12 +28,22 @@ from live_gateway import (
     running_gateway,
     start_batch,
 )
+from starlette.requests import Request as HttpRequest
 
-from live.config import ModelConfig
-from live.gateway.bodies import ChatBody, check, is_pinned
+from live.config import ModelConfig, load_config
+from live.gateway.answers import AnswerHead
+from live.gateway.bodies import ChatBody, StreamOptions, check, is_pinned
+from live.gateway.completions import _Reply
+from live.gateway.errors import ApiError
+from live.gateway.files import Files
+from live.gateway.intake import Entry
 from live.gateway.prompts import PromptCounter, prompt_characters
-from live.gateway.tenants import RateLimit
-from live.jobs import CHAT
+from live.gateway.server import Recording
+from live.gateway.slo import Slo
+from live.gateway.tenants import RateLimit, Tenant, Tenants
+from live.jobs import CHAT, COMPLETIONS, Delta, Failed, Job
+from live.ticket import Ticket
+from qlm_sim.core.types import Request
 
 TENANTS = """
 [[tenant]]
@@ -138,6 +150,64 @@ def test_what_is_no_good_batch_is_refused(tmp_path: Path) -> None:
         assert (large.status, json.loads(large.read())["error"]["code"]) == (413, "request_too_large")
 
 
+@pytest.mark.anyio
+async def test_an_error_of_one_prompt_is_the_answer_though_another_begins_to_speak() -> None:
+    """In the same instant, when the stream has not begun."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    class Quiet:
+        def estimate(self, entry: Entry) -> None:
+            return None
+
+        def over(self, entry: Entry, outcome: str) -> None:
+            pass
+
+    intake: Any = Quiet()
+    entries, tickets = [], []
+    for number in range(2):
+        job = Job(Request(f"r{number}", MODEL, "batch-1", 60.0, 0.0, 3, 10), COMPLETIONS, {"stream": True})
+        entries.append(Entry(job, Tenant("a"), Slo("batch-1", 60.0, None, None, None), 0.0, False))
+        tickets.append(Ticket(job))
+        entries[-1].let_in(tickets[-1])
+    reply = _Reply(AnswerHead("cmpl-1", COMPLETIONS, MODEL, None), intake, entries, receive, send)
+    running = asyncio.create_task(reply.run(options=StreamOptions(), token_ids=False, progress_s=None))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    tickets[0].end(Failed(400, "it is too long"))
+    tickets[1].put(Delta({"index": 0, "text": "x", "logprobs": None, "finish_reason": None}, (5,)))
+    with pytest.raises(ApiError, match="too long"):
+        await running
+    reply.close()
+    assert sent == []
+
+
+@pytest.mark.anyio
+async def test_an_upload_that_never_ends_is_refused_at_the_limit(tmp_path: Path) -> None:
+    """It need not say how long it is."""
+    (tmp_path / "live.toml").write_text(engines() + "[batch]\nmax_file_mib = 1\n")
+    sent = [b'--x\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\n']
+
+    async def receive() -> Any:
+        sent.append(b"x" * 2**16)
+        assert len(sent) < 100, "the limit is beyond 20"
+        return {"type": "http.request", "body": sent[-2], "more_body": True}
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x"), (b"transfer-encoding", b"chunked")]
+    request = HttpRequest(
+        {"type": "http", "method": "POST", "path": "/v1/files", "headers": headers}, receive
+    )
+    store: Any = None
+    with pytest.raises(ApiError) as refused:
+        await Files(load_config(tmp_path / "live.toml"), store, Tenants(())).create(request)
+    assert (refused.value.status, refused.value.code) == (413, "file_too_large")
+
+
 def test_a_rate_is_averaged_over_ten_seconds() -> None:
     limit = RateLimit(2.0)
     assert [limit.take(0.0) for _ in range(20)] == [0.0] * 20
@@ -230,6 +300,28 @@ def test_a_run_is_recorded_and_every_decision_comes_out_the_same(tmp_path: Path)
     assert figures["requests"] == 40
     assert figures["evictions"] >= 1
     assert (tmp_path / "events.jsonl.before").read_text() == "of an earlier life"
+
+
+def test_a_full_disk_ends_the_record_and_not_the_service(caplog: pytest.LogCaptureFixture) -> None:
+    class Full:
+        calls = 0
+
+        def record(self, *given: object) -> None:
+            self.calls += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        flush = close = record
+
+    full: Any = Full()
+    recording = Recording(full)
+    recording.record(0.0, [], [])
+    recording.record(1.0, [], [])
+    recording.flush()
+    recording.close()
+    assert full.calls == 1
+    assert [each.message for each in caplog.records] == [
+        "the event log cannot be written and ends here: [Errno 28] No space left on device"
+    ]
 
 
 def test_tls_by_config(tmp_path: Path) -> None:

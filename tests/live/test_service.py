@@ -4,11 +4,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from fakes import expected_text, fake_instance, job, read, serving_jobs, text_of, tokens_of
+from fakes import WATCH, expected_text, fake_instance, job, read, serving_jobs, text_of, tokens_of
 
 from live.jobs import Delta, Failed, Finished, joined
 from qlm_sim.core.actions import Evict, Pull, SwapModel
-from qlm_sim.core.events import InstanceDown, InstanceUp, RequestArrived, RequestFinished
+from qlm_sim.core.events import InstanceDown, InstanceUp, RequestArrived, RequestEvicted, RequestFinished
 
 
 async def settled(service):
@@ -147,6 +147,29 @@ def test_text_is_the_same_when_models_are_swapped_under_it(chat):
             assert log.actions(Evict)
             asleep = {model: server.engine.sleep_level for model, server in servers.items()}
             assert asleep == {"a": 1, "b": 1} | {instance.model: None}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("report_s", [0.05, 3.0])
+def test_text_is_the_same_when_it_is_evicted_however_seldom_its_engine_reports(report_s):
+    async def main():
+        instance, _ = fake_instance(max_num_seqs=2, watch=replace(WATCH, report_s=report_s))
+        async with serving_jobs(instance) as service:
+            log = Log(service)
+            patient = {"output": 600, "slo_class": "batch", "slo_s": 3600}
+            long = [service.submit(job(service, f"l{i}", stream=i < 2, **patient)) for i in range(4)]
+            for i in range(3):
+                await asyncio.sleep(0.2)
+                urgent = service.submit(job(service, f"u{i}", output=5, slo_s=0.2))
+                assert text_of(await read(urgent)) == expected_text(f"u{i}", output=5)
+            for i, ticket in enumerate(long):
+                outputs = await read(ticket)
+                assert text_of(outputs) == expected_text(f"l{i}", output=600)
+                assert outputs[-1] == Finished("length", ticket.request.prompt_tokens, 600)
+            await settled(service)
+            evicted = log.events(RequestEvicted)
+            assert any(event.output_tokens > 0 for event in evicted)
 
     asyncio.run(main())
 

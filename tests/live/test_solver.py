@@ -81,3 +81,49 @@ def test_a_killed_process_is_replaced_and_plans_go_on():
             solver.stop()
 
     asyncio.run(main())
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch):
+    monkeypatch.setattr("live.solver.RESTART_S", 0.01)
+
+    async def main():
+        solver = ProcessSolver(lambda: None)
+        solver.start()
+        try:
+            tries = []
+            works = solver.start
+
+            def start():
+                tries.append(0)
+                if len(tries) < 3:
+                    raise BlockingIOError("Resource temporarily unavailable")
+                works()
+
+            monkeypatch.setattr(solver, "start", start)
+            os.kill(solver._process.pid, signal.SIGKILL)
+            async with asyncio.timeout(30.0):
+                while not (tries and solver._connection is not None):
+                    await asyncio.sleep(0.005)
+            solver.submit(0.0, problem(1))
+            assert (await ready(solver)).number == 1
+            assert len(tries) == 3
+        finally:
+            solver.stop()
+
+    asyncio.run(main())
+
+
+def test_a_solver_that_was_stopped_starts_nothing_more(monkeypatch):
+    monkeypatch.setattr("live.solver.RESTART_S", 0.1)
+
+    async def main():
+        solver = ProcessSolver(lambda: None)
+        solver.start()
+        os.kill(solver._process.pid, signal.SIGKILL)
+        while solver._connection is not None:
+            await asyncio.sleep(0.005)
+        solver.stop()
+        await asyncio.sleep(0.3)
+        assert solver._process is None
+
+    asyncio.run(main())

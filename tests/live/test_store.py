@@ -1,15 +1,14 @@
 """The contract of the durable store, the same on SQLite and on a real Redis."""
 
 import asyncio
+import errno
 import os
-import shutil
 import signal
-import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,36 +34,12 @@ from live.store.interface import (
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=["sqlite", "redis"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/store.db"
-        return
-    server = shutil.which("redis-server")
-    if server is None:
-        pytest.skip("redis-server is not on PATH")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [server, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--appendonly", "yes"],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        process.wait()
+        return f"sqlite:///{tmp_path}/store.db"
+    url: str = request.getfixturevalue("redis_url")
+    return url
 
 
 @pytest.fixture
@@ -109,6 +84,46 @@ async def test_a_file_comes_back_as_it_went_in(store: Store) -> None:
     assert await content_of(store, "file-1") == content
     await store.add_file(a_file(), [b"other"])
     assert await content_of(store, "file-1") == b"other", "a file of the same id is replaced as a whole"
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_file_that_is_not_written_to_its_end_takes_no_room(store: Store, tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x" * 2**21
+        raise ConnectionError("the client went away")
+
+    with pytest.raises(ConnectionError):
+        await store.add_file(a_file(), broken())
+    with sqlite3.connect(tmp_path / "store.db") as database:
+        assert database.execute("SELECT count(*) FROM chunks").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_leader_that_cannot_say_where_it_is_leaves_the_lead_to_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    first, second = await open_store(url), await open_store(url)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(StoreError, match="No space left"):
+            await first.lead("g1", "http://one", ttl_s=30)
+    assert await second.lead("g2", "http://two", ttl_s=30)
+    await second.resign("g2")
+    assert await first.lead("g1", "http://one", ttl_s=30)
+    await first.close()
+    await second.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_store_that_is_closed_says_so(url: str) -> None:
+    store = await open_store(url)
+    await store.close()
+    async with asyncio.timeout(10):
+        with pytest.raises(StoreError, match="closed"):
+            await store.file("file-1")
 
 
 async def test_what_cannot_be_written_fails_alone(store: Store) -> None:
@@ -215,7 +230,7 @@ async def test_a_new_leader_takes_over_what_the_old_one_had_claimed(store: Store
     await store.finish("batch-1", Result(taken[0].number, True, b"done"))
     recovered = await store.recover("batch-1", "g2")
     assert recovered == taken[1:], "claimed and unanswered"
-    assert await store.recover("batch-1", "g2") == [], "what is its own stays its own"
+    assert await store.recover("batch-1", "g2") == recovered, "again, as the answer may have been lost"
     rest = await store.claim("batch-1", "g2", 10)
     assert [line.number for line in rest] == [6, 7, 8, 9]
     # The old leader was only slow: its answer is the first, and stays the only one.

@@ -1,0 +1,123 @@
+"""A store that fails in between: every line of a batch is answered or told, once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_batches import add_batch, batch_of, ended, leading, retry_quickly, until
+from live_gateway import batch_file, engines
+
+from live.gateway import batch_runner
+from live.store.interface import COMPLETED, EXPIRED, FAILED, Counts, Store, StoreError
+
+
+def failing(store: Store, call: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let so many of these calls fail, as on a full disk."""
+    works = getattr(store, call)
+    left = [times]
+
+    async def fail(*given: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise StoreError("store: database or disk is full")
+        return await works(*given)
+
+    monkeypatch.setattr(store, call, fail)
+
+
+@pytest.mark.anyio
+async def test_an_answer_outlives_trouble_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retry_quickly(monkeypatch)
+    async with leading(tmp_path, engines()) as (_, _, store):
+        failing(store, "finish", 9, monkeypatch)
+        await add_batch(store, batch_file(6))
+        await until(lambda: ended(store))
+        assert (await batch_of(store))[1] == Counts(total=6, completed=6)
+
+
+@pytest.mark.anyio
+async def test_every_line_of_an_expired_batch_is_told_in_spite_of_trouble_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retry_quickly(monkeypatch)
+    async with leading(tmp_path, engines(slots=2, speed=1.0)) as (_, house, store):
+        failing(store, "finish", 3, monkeypatch)
+        await add_batch(store, batch_file(6, 2000), window_s=3)
+        house.runner.wake()
+        await until(lambda: ended(store))
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts) == (EXPIRED, Counts(total=6, failed=6))
+        assert batch.error_file_id is not None
+        told = b"".join([piece async for piece in store.read_file(batch.error_file_id)])
+        assert told.count(b"batch_expired") == 6
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("window_s", [86400, 3])
+async def test_lines_are_not_forgotten_when_the_answer_to_their_claim_is_lost(
+    window_s: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has given them to this gateway, which does not hear of it."""
+    retry_quickly(monkeypatch)
+    in_time = window_s > 3
+    async with leading(tmp_path, engines(slots=2, speed=20.0 if in_time else 1.0)) as (_, house, store):
+        works, lost = store.claim, []
+
+        async def lose(batch_id: str, owner: str, count: int) -> Any:
+            claimed = await works(batch_id, owner, min(2, count))
+            if claimed and len(lost) < 2:
+                lost.extend(claimed)
+                raise StoreError("store: Connection closed by server.")
+            return claimed
+
+        monkeypatch.setattr(store, "claim", lose)
+        await add_batch(store, batch_file(6, 40 if in_time else 2000), window_s)
+        house.runner.wake()
+        await until(lambda: ended(store))
+        assert lost
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts) == (
+            (COMPLETED, Counts(total=6, completed=6)) if in_time else (EXPIRED, Counts(total=6, failed=6))
+        )
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_cannot_be_checked_fails_with_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(body: dict[str, Any], endpoint: str) -> None:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(batch_runner, "check", check)
+    async with leading(tmp_path, engines()) as (_, _, store):
+        await add_batch(store, batch_file(3))
+        await until(lambda: ended(store))
+        batch, _ = await batch_of(store)
+        assert batch.status == FAILED
+        assert batch.errors == [
+            {
+                "code": "internal_error",
+                "message": "The server failed at checking the input file.",
+                "param": None,
+                "line": None,
+            }
+        ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("times", [3, 10**9])
+async def test_a_batch_whose_lines_cannot_be_kept_is_tried_again_until_it_expires(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retry_quickly(monkeypatch)
+    async with leading(tmp_path, engines()) as (_, house, store):
+        failing(store, "add_lines", times, monkeypatch)
+        await add_batch(store, batch_file(6), window_s=5)
+        house.runner.wake()
+        await until(lambda: ended(store))
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts) == (
+            (COMPLETED, Counts(total=6, completed=6)) if times == 3 else (EXPIRED, Counts())
+        )
