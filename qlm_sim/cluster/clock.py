@@ -31,7 +31,8 @@ class Clock(simpy.Environment):
             if type(event) is Alarm:
                 if number == event.number:
                     self._now = at
-                    event.ring(at)
+                    ring = event.ring
+                    ring(at)
                 elif at > self._now:
                     continue
             else:

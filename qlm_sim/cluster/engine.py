@@ -181,7 +181,9 @@ class SimEngine:
             seqs, kv_tokens, kv_token_s = scheduler.seqs, scheduler.kv_tokens, times.kv_token_s
             growth_s = kv_token_s * seqs
             decode_s = times.base_s[scheduler.tokens] + times.seq_s * seqs
-            first_s = decode_s + kv_token_s * kv_tokens + times.prefill_pair_s * scheduler.pairs
+            first_s = decode_s + kv_token_s * kv_tokens
+            if scheduler.pairs:
+                first_s += times.prefill_pair_s * scheduler.pairs
             if scheduler.restored_tokens:
                 now += scheduler.restored_tokens * loaded.profile.kv_restore_token_s
             if self._intake_s:

@@ -179,7 +179,8 @@ class Scheduler:
             self._short = None
             if cache is not None:
                 finished.sort(key=order_of_admission)
-                self._capacity -= sum([cache.release(seq) for seq in finished])
+                for seq in finished:
+                    self._capacity -= cache.release(seq)
             for seq in finished:
                 del self.running[seq.request.id]
         return begun, finished

@@ -159,8 +159,9 @@ class Cluster:
         if inbox or self._settle_now:
             self._now = now
             self._settle_now = False
+            settle = self._settle
             while True:
-                wake_at = self._settle(now)
+                wake_at = settle(now)
                 if wake_at != self._timer_at:
                     self._set_timer(now, wake_at)
                 if not inbox:

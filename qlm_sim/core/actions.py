@@ -1,11 +1,11 @@
 """Orders that leave the core. An engine carries them out; the facts come back as events."""
 
-from qlm_sim.core.fact import fact
+from msgspec import Struct
+
 from qlm_sim.core.plan import PlanProblem
 
 
-@fact
-class Pull:
+class Pull(Struct, frozen=True, gc=False):
     """Send a request to an engine. Attempts of a request count from 1 and never repeat."""
 
     request_id: str
@@ -13,8 +13,7 @@ class Pull:
     instance: str
 
 
-@fact
-class Evict:
+class Evict(Struct, frozen=True, gc=False):
     """Take a request back from an engine. Generated tokens are kept.
 
     ``keep_kv`` asks the engine to move the KV cache to host memory, to be restored at the next
@@ -27,24 +26,21 @@ class Evict:
     keep_kv: bool
 
 
-@fact
-class SwapModel:
+class SwapModel(Struct, frozen=True, gc=False):
     """Load ``model`` on the instance. The engine holds no request when this is ordered."""
 
     instance: str
     model: str
 
 
-@fact
-class Reject:
+class Reject(Struct, frozen=True, gc=False):
     """Refuse a request at once instead of missing its SLO late (admission control)."""
 
     request_id: str
     estimated_wait_s: float
 
 
-@fact
-class Replan:
+class Replan(Struct, frozen=True, gc=False):
     """Solve this snapshot off the serving path; the answer comes back as PlanReady."""
 
     problem: PlanProblem

@@ -4,25 +4,23 @@ Events of one request on one engine carry (instance, attempt): the attempt numbe
 Pull that sent the request there, so an event that was overtaken by an eviction can be told.
 """
 
-from qlm_sim.core.fact import fact
+from msgspec import Struct
+
 from qlm_sim.core.plan import Plan
 from qlm_sim.core.types import InstanceSpec, Request
 
 
-@fact
-class RequestArrived:
+class RequestArrived(Struct, frozen=True, gc=False):
     request: Request
     output_tokens: int = 0
     """What it had said before a restart, and goes on from."""
 
 
-@fact
-class RequestCancelled:
+class RequestCancelled(Struct, frozen=True, gc=False):
     request_id: str
 
 
-@fact
-class FirstToken:
+class FirstToken(Struct, frozen=True, gc=False):
     """The attempt's prefill is done and it decodes now. On a resumed request this is not its first."""
 
     request_id: str
@@ -30,8 +28,7 @@ class FirstToken:
     instance: str
 
 
-@fact
-class Progress:
+class Progress(Struct, frozen=True, gc=False):
     """Tokens generated so far, all attempts together."""
 
     request_id: str
@@ -40,16 +37,14 @@ class Progress:
     output_tokens: int
 
 
-@fact
-class RequestFinished:
+class RequestFinished(Struct, frozen=True, gc=False):
     request_id: str
     attempt: int
     instance: str
     output_tokens: int
 
 
-@fact
-class RequestEvicted:
+class RequestEvicted(Struct, frozen=True, gc=False):
     """The engine gave the request back. Its generated tokens are kept.
 
     ``kv_on_host``: its KV cache lies in that instance's host memory and can be restored there.
@@ -62,16 +57,14 @@ class RequestEvicted:
     kv_on_host: bool
 
 
-@fact
-class RequestFailed:
+class RequestFailed(Struct, frozen=True, gc=False):
     request_id: str
     attempt: int
     instance: str
     reason: str
 
 
-@fact
-class ModelSwapped:
+class ModelSwapped(Struct, frozen=True, gc=False):
     """The instance serves ``model`` now; the swap took ``swap_s`` seconds."""
 
     instance: str
@@ -79,20 +72,17 @@ class ModelSwapped:
     swap_s: float
 
 
-@fact
-class InstanceUp:
+class InstanceUp(Struct, frozen=True, gc=False):
     spec: InstanceSpec
 
 
-@fact
-class InstanceDown:
+class InstanceDown(Struct, frozen=True, gc=False):
     """The instance is gone, and with it the progress that was not reported."""
 
     instance: str
 
 
-@fact
-class EngineReported:
+class EngineReported(Struct, frozen=True, gc=False):
     """Periodic state of an engine, as old as the report. Totals count from the engine's start."""
 
     instance: str
@@ -113,15 +103,13 @@ class EngineReported:
     """Those of them that were found."""
 
 
-@fact
-class PlanReady:
+class PlanReady(Struct, frozen=True, gc=False):
     """The solver's answer to the last Replan."""
 
     plan: Plan
 
 
-@fact
-class TimerFired:
+class TimerFired(Struct, frozen=True, gc=False):
     """The time that the core asked to be woken at (``QueueManager.wake_at``) has come."""
 
 

@@ -50,6 +50,8 @@ class LsoAgent:
             ledger.pulled(item, now)
             policy.changed(ledger)
             actions.append(Pull(item.request.id, item.attempt, ledger.id))
+            if policy.at_rest:
+                return
 
     def _evict(self, ledger: InstanceLedger, item: Tracked, actions: list[Action]) -> None:
         if item.state is not RUNNING:

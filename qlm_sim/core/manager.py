@@ -55,7 +55,8 @@ class QueueManager:
         self.ledgers = {spec.id: InstanceLedger(spec) for spec in instances}
         self.stale_events = 0
         """Engine events of attempts that were over: counted and dropped."""
-        self._agent = LsoAgent(policy, estimator, allowed)
+        self._holds_back = policy.holds_back
+        self._reconcile = LsoAgent(policy, estimator, allowed).reconcile
         self._touched: dict[str, None] = {}
         self._served = frozenset(model for spec in instances for model in spec.models)
         """Models that some instance may serve."""
@@ -90,7 +91,7 @@ class QueueManager:
         policy = self.policy
         if touched:
             ledgers = self.ledgers
-            reconcile = self._agent.reconcile
+            reconcile = self._reconcile
             for instance in touched:
                 if policy.at_rest:
                     break
@@ -207,7 +208,7 @@ class QueueManager:
             item.served = True
             ledger = self.ledgers[event.instance]
             self.estimator.first_token(ledger, item, now)
-            if self.policy.holds_back and ledger.prefill_is_full(item.request.model):
+            if self._holds_back and ledger.prefill_is_full(item.request.model):
                 # Prompts, its own among them, kept others from being pulled.
                 self._touched[event.instance] = None
             ledger.began_decoding(item, now)

@@ -7,11 +7,10 @@ instance. Both are frozen and can travel to another process.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qlm_sim.core.fact import fact
+from msgspec import Struct
 
 
-@fact
-class WaitingGroup:
+class WaitingGroup(Struct, frozen=True, gc=False):
     """A request group as the solver sees it."""
 
     id: int
@@ -29,8 +28,7 @@ class WaitingGroup:
     """By instance kind: what serving it takes there. Kinds that cannot serve it are absent."""
 
 
-@fact
-class GroupService:
+class GroupService(Struct, frozen=True, gc=False):
     """Serving one group on one kind of instance."""
 
     prefill_s: float
@@ -44,8 +42,7 @@ class GroupService:
     """Requests like these that run together when the batch is full."""
 
 
-@fact
-class InstanceState:
+class InstanceState(Struct, frozen=True, gc=False):
     """An instance as the solver sees it."""
 
     id: str

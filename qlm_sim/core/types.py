@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from qlm_sim.core.fact import fact
+from msgspec import Struct
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,7 @@ class SloClass:
         return self.tpot_s is None and self.e2e_s is None
 
 
-@fact
-class Request:
+class Request(Struct, frozen=True, gc=False):
     """What a scheduler may know of a request. Its true output length is not among that."""
 
     id: str

@@ -78,7 +78,6 @@ class CentralPolicy:
 
     holds_back = True
     evicts_to_swap = False
-    wake_at = float("inf")
 
     def __init__(
         self,
@@ -89,6 +88,7 @@ class CentralPolicy:
     ) -> None:
         self.name = name
         self.overtaking = overtaking
+        self.wake_at = float("inf")
         self._rank = rank
         self._hold = hold
 

@@ -39,7 +39,6 @@ class QlmPolicy:
     holds_back = True
     evicts_to_swap = True
     overtaking = Overtaking.BY_DEADLINE
-    at_rest = False
     discard: Callable[[Tracked], None]
     changed: Callable[[InstanceLedger], None]
 
@@ -59,6 +58,7 @@ class QlmPolicy:
         self._replan_interval_s = replan_interval_s
         self._first_token_only = first_token_only
         self._balancing = balancing
+        self.at_rest = False
         self._problems = -1
         """The number of the last one that counts: a start leaves one out."""
         self._loosest_slo_s = 0.0

@@ -2,7 +2,8 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from qlm_sim.core.groups import GroupKey, RequestGroup
 from qlm_sim.core.instances import InstanceLedger

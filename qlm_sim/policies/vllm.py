@@ -65,10 +65,10 @@ class VllmPolicy:
     holds_back = False
     evicts_to_swap = False
     overtaking = Overtaking.NONE
-    wake_at = float("inf")
 
     def __init__(self, estimator: ServiceEstimator) -> None:
         self._estimator = estimator
+        self.wake_at = float("inf")
 
     def start(self, ledgers: dict[str, InstanceLedger]) -> None:
         self._lines = {name: _Line(ledger) for name, ledger in ledgers.items()}
