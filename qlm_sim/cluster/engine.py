@@ -113,6 +113,7 @@ class SimEngine:
             raise RuntimeError(f"Pull to {self._id}, which {self._doing()}: {seq!r}")
         seq.attempt = attempt
         seq.engine = self
+        seq.announced = False
         if seq.host is not None and seq.host is not self.host:
             seq.host.release(seq)
         scheduler = model.scheduler
@@ -210,7 +211,9 @@ class SimEngine:
             post, own_id = self._post, self._id
             begun, finished = self._loaded.scheduler.complete(leap.iterations)  # type: ignore[union-attr]
             for seq in begun:
-                post(FirstToken(seq.request.id, seq.attempt, own_id))
+                if not seq.announced:
+                    seq.announced = True
+                    post(FirstToken(seq.request.id, seq.attempt, own_id))
             for seq in finished:
                 request_id = seq.request.id
                 del self._store[request_id]

@@ -79,7 +79,6 @@ class Scheduler:
         prompt = seq.request.prompt_tokens
         seq.context = prompt + seq.generated
         seq.computed = 0
-        seq.announced = False
         last = prompt + seq.output_tokens
         seq.last_token = (last if last < self.longest_context else self.longest_context) - 1
         if self.cache is not None:
@@ -141,7 +140,7 @@ class Scheduler:
     def complete(self, iterations: int) -> tuple[Sequence[SimRequest], Sequence[SimRequest]]:
         """The iterations scheduled last, or the first so many of them, are done.
 
-        Returns the requests whose attempt gave its first token, and those that finished.
+        Returns the requests that decode from now on, and those that finished.
         """
         decodes = self.decodes
         decodes.advance(iterations)
@@ -151,7 +150,7 @@ class Scheduler:
         if chunks or resumed:
             begun = []
             if resumed:
-                begun += [seq for seq in resumed if not seq.announced]
+                begun += resumed
                 resumed.clear()
             self._partial = None
             for seq, computed in chunks:
@@ -162,11 +161,8 @@ class Scheduler:
                     decodes.join(seq)
                     if cache is not None:
                         cache.join(seq)
-                    if not seq.announced:
-                        begun.append(seq)
+                    begun.append(seq)
             chunks.clear()
-            for seq in begun:
-                seq.announced = True
         if self._skipped:
             for seq in self._skipped:
                 decodes.skip(seq)

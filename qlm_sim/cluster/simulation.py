@@ -109,6 +109,7 @@ class Cluster:
         self._fired_at = -1.0
         """When the core last got a TimerFired."""
         self._idle_timers = 0
+        self._stuck = False
         self._settle_now = False
         self._reports = Alarm(self.clock, self._reports_rang, LATE)
         self._report_interval_s = report_interval_s
@@ -173,7 +174,7 @@ class Cluster:
             for engine in due:
                 engine.begin(now)
             due.clear()
-        return self._idle_timers < MOST_IDLE_TIMERS
+        return not self._stuck
 
     # Arrivals.
 
@@ -211,6 +212,7 @@ class Cluster:
             self._fired_at = now
             self.runtime.post(TimerFired())
         self._idle_timers = self._idle_timers + 1 if self._next is None and not self._at_work else 0
+        self._stuck = self._idle_timers >= MOST_IDLE_TIMERS
 
     # Reports.
 

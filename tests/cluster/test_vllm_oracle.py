@@ -153,7 +153,9 @@ def replay(vllm: Recorded, longest: int) -> tuple[list[Step], Scheduler]:
             for done in range(iterations)
         ]
         begun, finished = scheduler.complete(iterations)
-        leap[-1].begun.extend(sorted(seq.request.id for seq in begun))
+        leap[-1].begun.extend(sorted(seq.request.id for seq in begun if not seq.announced))
+        for seq in begun:
+            seq.announced = True
         leap[-1].finished.extend(sorted(seq.request.id for seq in finished))
         for seq in finished:
             del present[seq.request.id]
