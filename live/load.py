@@ -7,9 +7,10 @@ of an earlier run, as each begins with tokens that no seed gives.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+from msgspec import structs
 
 from live.jobs import COMPLETIONS, Failed, Finished, Job
 from live.service import Service
@@ -81,7 +82,7 @@ async def offer(
         for planned, output_tokens in workload.requests():
             arrived_at = began_at + planned.arrived_at
             await asyncio.sleep(max(0.0, arrived_at - service.now()))
-            request = replace(planned, arrived_at=arrived_at)
+            request = structs.replace(planned, arrived_at=arrived_at)
             forecast = service.forecast_new(request)
             if forecast is not None:
                 told[request.id] = Told(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from msgspec import structs
+
 from qlm_sim.core.actions import Action
 from qlm_sim.core.events import EngineReported, Event, RequestArrived
 from qlm_sim.core.manager import QueueManager
@@ -62,12 +64,12 @@ class RunLog:
     def _shifted(self, event: Event) -> Event:
         if isinstance(event, RequestArrived):
             request = event.request
-            shifted = replace(request, arrived_at=request.arrived_at - self._begins_at)
-            return replace(event, request=shifted)
+            shifted = structs.replace(request, arrived_at=request.arrived_at - self._begins_at)
+            return structs.replace(event, request=shifted)
         if isinstance(event, EngineReported):
             before = self._before.get(event.instance)
             if before is not None and before.busy_s <= event.busy_s:
-                return replace(
+                return structs.replace(
                     event,
                     busy_s=event.busy_s - before.busy_s,
                     preemptions=event.preemptions - before.preemptions,

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from msgspec import structs
+
 from live.clock import WallClock
 from live.gateway.errors import retry_later
 from live.gateway.fair import FairWindows
@@ -321,7 +323,7 @@ class Intake:
 
 
 def _arriving(request: Request, at: float) -> Request:
-    return replace(request, arrived_at=at)
+    return structs.replace(request, arrived_at=at)
 
 
 def _told(forecast: Forecast | None) -> Estimate | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import WATCH, expected_text, fake_instance, job, read, serving_jobs, text_of, tokens_of
+from msgspec import structs
 
 from live.jobs import Delta, Failed, Finished, joined
 from qlm_sim.core.actions import Evict, Pull, SwapModel
@@ -252,7 +253,7 @@ def test_a_chat_without_a_limit_takes_what_its_context_leaves(crash):
         instance, servers = fake_instance(max_model_len=300)
         async with serving_jobs(instance) as service:
             asked = job(service, "r", chat=True, max_tokens=None)
-            asked = replace(asked, request=replace(asked.request, prompt_tokens=5000, max_tokens=1))
+            asked = replace(asked, request=structs.replace(asked.request, prompt_tokens=5000, max_tokens=1))
             ticket = service.submit(asked)
             if crash:
                 while not any(each.output_tokens > 5 for each in instance.running.values()):

@@ -1,9 +1,8 @@
 """What requests are told of their wait under every policy: positions, laws, that asking changes nothing."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from msgspec import structs
 
 from qlm_sim.cluster.simulation import simulate
 from qlm_sim.core.events import FirstToken, RequestArrived, RequestFinished
@@ -93,7 +92,7 @@ class Asking:
     def record(self, now, events, actions):
         self.actions.append((now, tuple(map(str, actions))))
         for stranger in self.strangers:
-            self.core.forecast_new(replace(stranger, arrived_at=now), now)
+            self.core.forecast_new(structs.replace(stranger, arrived_at=now), now)
         if self.strangers:
             for name in list(self.core.requests)[::5]:
                 self.core.forecast(name, now)

@@ -1,9 +1,9 @@
 """What waiting costs: the work that waits and the work that a swap cuts short, in whatever order."""
 
-from dataclasses import replace
 from itertools import permutations
 
 import pytest
+from msgspec import structs
 
 from qlm_sim.core.plan import GroupService, InstanceState, WaitingGroup
 from qlm_sim.solver.cost import WAIT_PER_S2, queue_cost
@@ -26,13 +26,13 @@ def test_no_order_of_a_visit_is_dearer_than_another():
 def test_a_swap_costs_the_work_that_it_cuts_short():
     other = [group(0, 10, 0.1, model="b")]
     through_s = 0.1 + 2.0 + 10 * 0.05
-    dearer = queue_cost(FULL, other) - queue_cost(replace(FULL, running_s=0.0), other)
+    dearer = queue_cost(FULL, other) - queue_cost(structs.replace(FULL, running_s=0.0), other)
     assert dearer == pytest.approx(WAIT_PER_S2 * ((through_s + 3.0) ** 2 - through_s**2))
 
 
 def test_crossing_over_full_instances_gains_nothing():
     """Each has the other's model to serve: to leave gives room for as much work as it cuts short."""
-    full = replace(FULL, running=20, running_s=20 * 0.15)
+    full = structs.replace(FULL, running=20, running_s=20 * 0.15)
     stay = queue_cost(full, [group(0, 80, 0.1), group(1, 80, 0.1, model="b")])
     leave = queue_cost(full, [group(1, 80, 0.1, model="b"), group(0, 80, 0.1)])
     assert stay < leave

@@ -5,6 +5,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from qlm_sim.core.plan import GroupService, InstanceState, PlanProblem, WaitingGroup
 from qlm_sim.solver.cost import plan_cost, task
@@ -47,8 +48,8 @@ def test_shorter_work_of_the_same_class_does_not_pass_when_all_have_time():
 def test_much_work_is_not_put_on_the_slower_instance_for_the_sake_of_order():
     slow, fast = GroupService(0.5, 1.0, 1.0, 20.0), GroupService(0.05, 0.1, 0.1, 20.0)
     groups = [group(0, 3600.0, requests=200), group(1, 3601.0, requests=5), group(2, 3602.0, model="b")]
-    groups = [replace(each, service={"k0": slow, "k1": fast}) for each in groups]
-    instances = (INSTANCE, replace(INSTANCE, id="i1", kind="k1"))
+    groups = [structs.replace(each, service={"k0": slow, "k1": fast}) for each in groups]
+    instances = (INSTANCE, structs.replace(INSTANCE, id="i1", kind="k1"))
     planned = {"i0": (1,), "i1": (0, 2)}
     assert in_turn(PlanProblem(1, tuple(groups), instances, {}), planned) == planned
 
@@ -103,7 +104,7 @@ def test_nothing_is_lost_and_next_to_nothing_more_is_paid(seed, random_problem):
 
 
 def test_an_older_group_goes_first_on_whichever_instance_it_waits():
-    instances = (INSTANCE, replace(INSTANCE, id="i1"))
+    instances = (INSTANCE, structs.replace(INSTANCE, id="i1"))
     groups = (*(group(n, 3600.0 + n) for n in range(6)), group(6, 3606.0, model="b"))
     asked = PlanProblem(1, groups, instances, {"i0": (), "i1": ()})
     assert in_turn(asked, {"i0": (0, 1, 2, 6), "i1": (3, 4, 5)}) == {"i0": (0, 2, 4, 6), "i1": (1, 3, 5)}
