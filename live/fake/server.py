@@ -32,8 +32,10 @@ class FakeServer:
     async def start(self, model: str) -> None:
         await self.stop(kill=True)
         self.engine = self._engines[model]()
-        self._running = contextlib.AsyncExitStack()
-        self._backend = self._connect(await self._running.enter_async_context(serving(self.engine)), model)
+        running = contextlib.AsyncExitStack()
+        url = await running.enter_async_context(serving(self.engine))
+        # Not before: it may be stopped while it starts.
+        self._running, self._backend = running, self._connect(url, model)
 
     async def stop(self, *, kill: bool) -> None:
         running, self._running = self._running, None

@@ -378,3 +378,19 @@ def test_text_is_not_said_twice_when_tokens_that_came_together_are_cut_off_whole
         assert live.transcript.token_ids == [5, 6, 7]
 
     asyncio.run(main())
+
+
+def test_a_fake_server_that_is_stopped_while_it_starts_leaves_nothing_behind():
+    async def main():
+        _, servers = fake_instance()
+        ((model, server),) = servers.items()
+        starting = asyncio.create_task(server.start(model))
+        await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await server.stop(kill=False)
+        await server.start(model)
+        assert await server.backend.healthy()
+        await server.stop(kill=False)
+
+    asyncio.run(main())
