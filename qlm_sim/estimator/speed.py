@@ -163,12 +163,13 @@ class EngineClock:
                 generated = 0.0
         pace = self.pace
         if pace is not None:
-            pace.decoded(elapsed / self.ratio.value, seconds / self.ratio.value, going, kv_tokens)
-            if prefills_s:
-                if alone_s is not None:
-                    pace.prefilled(prefills_s, alone_s)
-                # Otherwise the time stays with decoding, which has to pay for it.
-                pace.decoded(-lost, 0.0 if alone_s is None else -prefills_s, going, kv_tokens)
+            decode_s = seconds / self.ratio.value
+            if alone_s is not None:
+                decode_s -= prefills_s
+                pace.prefilled(prefills_s, alone_s)
+            # Prefills that are not reckoned by themselves are left to decoding, which has to pay for them.
+            # Each step adds a token to each, so that what they hold on average they do half-way.
+            pace.decoded(steps, decode_s, going, kv_tokens + going * steps / 2)
         self.steps += steps
         self._generated = generated
         self.going_on = None

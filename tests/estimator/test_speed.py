@@ -93,6 +93,24 @@ def test_what_requests_hold_an_engine_up_does_not_make_it_look_slow(make_engine)
     assert engine.estimator.slowness(engine.ledger, "a") == pytest.approx(1.0, rel=0.02)
 
 
+@pytest.mark.parametrize("steps", [1, 25, 100])
+def test_what_was_held_does_not_depend_on_how_often_requests_come_and_go(make_engine, steps):
+    engine = make_engine()
+    held = 0.0
+    engine.start("long")
+    for i in range(400 // steps):
+        engine.now += prefill_s(engine.ledger.profile, 100, 1)
+        engine.start(str(i))
+        for _ in range(steps):
+            held += sum(item.pulled_context + tokens for item, tokens in engine.items.values())
+            engine.decode(1)
+        engine.finish(str(i))
+    pace = engine.estimator.clock(engine.ledger).pace
+    pace.check(waited=True, running=0)
+    assert pace.sequence_steps == pytest.approx(800, rel=0.02)
+    assert pace.kv_steps == pytest.approx(held, rel=0.02)
+
+
 def test_a_report_puts_the_tokens_right(make_engine):
     """Before a slow engine's speed is known, its report tells how far its requests have come."""
     engine = make_engine(slowness=2.0)
