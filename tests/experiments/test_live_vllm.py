@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -56,6 +57,22 @@ def test_files_that_come_at_one_time_are_taken_in_mixed(tmp_path: Path) -> None:
     burst = [row["model"] for row in found if float(row["arrival_s"]) == 150.0]
     assert Counter(burst) == {"a": 200, "b": 100}
     assert 100 < sum(one != other for one, other in pairwise(burst)) < 170
+
+
+def test_what_is_learnt_in_the_warm_up_holds_later(tmp_path: Path) -> None:
+    found = rows(SETUP, tmp_path / "trace.csv")
+    for model in SETUP.models:
+        means = [
+            mean(
+                int(row["output_tokens"])
+                for row in found
+                if row["model"] == model
+                and row["slo_class"] == "batch"
+                and (float(row["arrival_s"]) < 100.0) == warm_up
+            )
+            for warm_up in (True, False)
+        ]
+        assert means[0] == pytest.approx(means[1], rel=0.03)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells")
