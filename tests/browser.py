@@ -33,7 +33,7 @@ class Page:
 
     async def text(self) -> str:
         """What a reader sees."""
-        result = await self.call("Runtime.evaluate", expression="document.body.innerText")
+        result = await self.call("Runtime.evaluate", expression="document.body?.innerText ?? ''")
         return str(result["result"]["value"])
 
     async def screenshot(self, path: Path, *, width: int, height: int, dark: bool) -> None:
