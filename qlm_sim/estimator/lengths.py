@@ -97,6 +97,12 @@ class LengthStatistics:
         return max(0.0, self.second_moment - self.mean**2)
 
 
+def _total(share: Floats, value: Floats) -> float:
+    """The scalar product, with the same last bit on every machine: BLAS adds in another order on each kind of
+    CPU, and a plan may hang on that."""
+    return float((share * value).sum())
+
+
 class LengthDistribution:
     """Output lengths by bin; inside a bin all lengths are about as likely."""
 
@@ -119,16 +125,16 @@ class LengthDistribution:
         """E[X], E[X²], E[X³], E[X⁴] in powers of tokens."""
         share, x, v = -np.diff(self.reaching), self.middle, _VARIANCES
         return (
-            float(share @ x),
-            float(share @ (x**2 + v)),
-            float(share @ (x**3 + 3 * x * v)),
-            float(share @ (x**4 + 6 * x**2 * v + 1.8 * v**2)),
+            _total(share, x),
+            _total(share, x**2 + v),
+            _total(share, x**3 + 3 * x * v),
+            _total(share, x**4 + 6 * x**2 * v + 1.8 * v**2),
         )
 
     @cached_property
     def statistics(self) -> LengthStatistics:
         share, x, count = -np.diff(self.reaching), self.middle, self.observations
-        return LengthStatistics(count, float(share @ x) * count, float(share @ (x**2 + _VARIANCES)) * count)
+        return LengthStatistics(count, _total(share, x) * count, _total(share, x**2 + _VARIANCES) * count)
 
 
 def _exponential(mean_tokens: float) -> LengthDistribution:
