@@ -4,7 +4,7 @@ Asking costs little however many instances there are: only those are looked at t
 last time.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 
 from qlm_sim.core.instances import InstanceLedger, by_model
@@ -25,7 +25,9 @@ class IdleInstances:
         self._loads = {model: [inf] * len(capable) for model, capable in self._capable.items()}
         """By model: share of its sequences that each instance runs; infinite where it may not take any."""
         self._changed: dict[InstanceLedger, None] = dict.fromkeys(ledgers.values())
-        self.changed: Callable[[InstanceLedger], None] = self._changed.setdefault
+
+    def changed(self, ledger: InstanceLedger) -> None:
+        self._changed[ledger] = None
 
     def least_loaded(self, model: str) -> Iterator[InstanceLedger]:
         """The instances for the model, by load; of equals, the first of all instances."""
