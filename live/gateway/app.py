@@ -24,7 +24,7 @@ from live.gateway.batches import Batches
 from live.gateway.completions import Completions
 from live.gateway.dashboard import DashboardFeed, page
 from live.gateway.ending import end_tasks
-from live.gateway.errors import ApiError
+from live.gateway.errors import ApiError, retry_later
 from live.gateway.fair import FairWindows
 from live.gateway.files import Files, list_object
 from live.gateway.forward import Forwarder
@@ -37,7 +37,7 @@ from live.gateway.queue import Queue
 from live.gateway.responses import JsonResponse
 from live.gateway.tenants import Tenants
 from live.jobs import CHAT, COMPLETIONS
-from live.store.interface import Store
+from live.store.interface import Store, StoreError
 
 FORM_MIB = 1.0
 """What the form around an uploaded file may take. The leader holds each body to its own limit."""
@@ -216,7 +216,12 @@ class Gateway:
                 Route("/dashboard", self._dashboard),
                 Route("/dashboard/events", _Led(self, self._dashboard_events)),
             ],
-            exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _bug},
+            exception_handlers={
+                ApiError: _api_error,
+                HTTPException: _http_error,
+                StoreError: _store_trouble,
+                Exception: _bug,
+            },
         )
 
     @property
@@ -344,6 +349,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     told = ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}")
     return Response(told.json(), error.status_code, error.headers, "application/json")
+
+
+async def _store_trouble(request: Request, error: Exception) -> Response:
+    log.error("%s %s: %s", request.method, request.url.path, error)
+    return await _api_error(
+        request, retry_later(503, "The store of files and batches does not answer.", 5, "store_unavailable")
+    )
 
 
 async def _bug(request: Request, error: Exception) -> Response:

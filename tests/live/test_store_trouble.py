@@ -1,5 +1,6 @@
 """A store that fails in between: every line of a batch is answered or told, once."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,43 @@ async def test_a_batch_whose_lines_cannot_be_kept_is_tried_again_until_it_expire
         assert (batch.status, counts) == (
             (COMPLETED, Counts(total=6, completed=6)) if times == 3 else (EXPIRED, Counts())
         )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("call", "method", "path", "body"),
+    [
+        ("file", "GET", "/v1/files/file-1", None),
+        ("batch", "GET", "/v1/batches/batch_1", None),
+        ("open_batches", "GET", "/v1/queue", None),
+        (
+            "file",
+            "POST",
+            "/v1/batches",
+            {"input_file_id": "file-1", "endpoint": "/v1/completions", "completion_window": "24h"},
+        ),
+    ],
+)
+async def test_a_client_is_told_to_come_again_when_the_store_does_not_answer(
+    call: str,
+    method: str,
+    path: str,
+    body: dict[str, str] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with leading(tmp_path, engines()) as (gateway, _, store):
+        failing(store, call, 100, monkeypatch)
+        said: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": []}
+        await gateway.app(scope, receive, send)
+    assert said[0]["status"] == 503
+    assert (b"retry-after", b"5") in said[0]["headers"]
+    assert json.loads(said[1]["body"])["error"]["code"] == "store_unavailable"
