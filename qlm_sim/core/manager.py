@@ -30,7 +30,7 @@ from qlm_sim.core.forecast import Forecast
 from qlm_sim.core.instances import InstanceLedger
 from qlm_sim.core.lifecycle import EVICTING, RUNNING, WAITING, Tracked
 from qlm_sim.core.lso import LsoAgent
-from qlm_sim.core.policy import Estimator, Forecaster, Policy
+from qlm_sim.core.policy import Estimator, Forecaster, Learner, Policy
 from qlm_sim.core.types import InstanceSpec, Lso, Request
 
 
@@ -42,14 +42,17 @@ class QueueManager:
         instances: Sequence[InstanceSpec],
         policy: Policy,
         estimator: Estimator,
+        learner: Learner | None,
         forecaster: Callable[[], Forecaster],
         allowed: frozenset[Lso] = frozenset(Lso),
         admission: Admission | None = None,
     ) -> None:
-        """``forecaster``: makes the one that is asked; ``admission``: None lets everything in."""
+        """``learner``: who is told what happens; ``forecaster``: makes the one that is asked;
+        ``admission``: None lets everything in."""
         self.policy = policy
         self._admission = admission
         self.estimator = estimator
+        self._learner = learner
         self._make_forecaster = forecaster
         self.requests: dict[str, Tracked] = {}
         self.ledgers = {spec.id: InstanceLedger(spec) for spec in instances}
@@ -160,7 +163,8 @@ class QueueManager:
                 self._orders.append(Reject(event.request.id, forecast.mean_s))
                 return
         self.requests[event.request.id] = item
-        self.estimator.arrived(item, now)
+        if self._learner is not None:
+            self._learner.arrived(item, now)
         self._wait(item, now)
 
     def _wait(self, item: Tracked, now: float) -> None:
@@ -207,7 +211,8 @@ class QueueManager:
         if item is not None:
             item.served = True
             ledger = self.ledgers[event.instance]
-            self.estimator.first_token(ledger, item, now)
+            if self._learner is not None:
+                self._learner.first_token(ledger, item, now)
             if self._holds_back and ledger.prefill_is_full(item.request.model):
                 # Prompts, its own among them, kept others from being pulled.
                 self._touched[event.instance] = None
@@ -229,7 +234,8 @@ class QueueManager:
         item = self._on_engine(event)
         if item is not None:
             ledger = self.ledgers[event.instance]
-            self.estimator.finished(ledger, item, now, event.output_tokens)
+            if self._learner is not None:
+                self._learner.finished(ledger, item, now, event.output_tokens)
             self._leave_engine(ledger, item)
             del self.requests[event.request_id]
 
@@ -238,7 +244,8 @@ class QueueManager:
         if item is None:
             return
         ledger = self.ledgers[event.instance]
-        self.estimator.left(ledger, item, now, event.output_tokens)
+        if self._learner is not None:
+            self._learner.left(ledger, item, now, event.output_tokens)
         self._leave_engine(ledger, item)
         if item.cancelled:
             del self.requests[event.request_id]
@@ -253,7 +260,8 @@ class QueueManager:
         item = self._on_engine(event)
         if item is not None:
             ledger = self.ledgers[event.instance]
-            self.estimator.left(ledger, item, now, None)
+            if self._learner is not None:
+                self._learner.left(ledger, item, now, None)
             self._leave_engine(ledger, item)
             del self.requests[event.request_id]
 
@@ -277,7 +285,8 @@ class QueueManager:
     def _instance_down(self, now: float, event: InstanceDown) -> None:
         ledger = self.ledgers.pop(event.instance)
         for item in ledger.running.values():
-            self.estimator.left(ledger, item, now, None)
+            if self._learner is not None:
+                self._learner.left(ledger, item, now, None)
             item.state = WAITING
             item.first_token_at = None
             if item.served:
@@ -305,7 +314,8 @@ class QueueManager:
             self.stale_events += 1
             return
         ledger.reported = event
-        self.estimator.reported(ledger, now)
+        if self._learner is not None:
+            self._learner.reported(ledger, now)
         self._touched[event.instance] = None
 
     def _plan_ready(self, now: float, event: PlanReady) -> None:

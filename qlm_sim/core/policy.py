@@ -30,7 +30,20 @@ class Overtaking(Enum):
 
 
 class Estimator(Protocol):
-    """What is believed of arrivals, output lengths and the engines' speed. It learns from what happens."""
+    """What is believed of output lengths and the engines' speed."""
+
+    def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:
+        """KV tokens to keep for what runs there, and for ``item`` beside it, beyond what they bring along:
+        generated and to come."""
+        ...
+
+    def slowness(self, ledger: InstanceLedger, model: str) -> float:
+        """Seconds that the instance takes of ``model`` per second of its profile."""
+        ...
+
+
+class Learner(Protocol):
+    """Who is told what happens, and learns from it what an Estimator believes."""
 
     def arrived(self, item: Tracked, now: float) -> None:
         """``item`` has come, and was let in."""
@@ -50,15 +63,6 @@ class Estimator(Protocol):
 
     def reported(self, ledger: InstanceLedger, now: float) -> None:
         """The engine has reported: ``ledger.reported`` is new."""
-        ...
-
-    def growth_tokens(self, ledger: InstanceLedger, item: Tracked, now: float) -> float:
-        """KV tokens to keep for what runs there, and for ``item`` beside it, beyond what they bring along:
-        generated and to come."""
-        ...
-
-    def slowness(self, ledger: InstanceLedger, model: str) -> float:
-        """Seconds that the instance takes of ``model`` per second of its profile."""
         ...
 
 
