@@ -29,17 +29,15 @@ class _Route:
 
     def __init__(self) -> None:
         self.instances: list[str] = []
-        self.request_s: list[float] = []
-        """Engine seconds of one request there ..."""
         self.added_s: list[float] = []
-        """... with the swap that it would take ..."""
+        """Engine seconds of one request there with the swap that it would take ..."""
         self.wait_s: list[float] = []
         """... and behind all that is there."""
 
     def append(self, instance: str, request_s: float) -> None:
         self.instances.append(instance)
-        for column in (self.request_s, self.added_s, self.wait_s):
-            column.append(request_s)
+        self.added_s.append(request_s)
+        self.wait_s.append(request_s)
 
 
 class _Line:
@@ -54,8 +52,9 @@ class _Line:
         """What each of them added to ..."""
         self.queued_s = 0.0
         """... the engine seconds that the queue stands for: service and the swaps between its models."""
-        self.places: list[tuple[str, _Route, int]] = []
-        """The models that are routed here, their routes, and the instance's place in each."""
+        self.places: list[tuple[str, float, _Route, int]] = []
+        """The models that are routed here, engine seconds of one request of each, their routes, and the
+        instance's place in each."""
 
 
 class VllmPolicy:
@@ -87,7 +86,7 @@ class VllmPolicy:
                 service = group_service(profile, TYPICAL_PROMPT_TOKENS, lengths)
                 request_s = service.prefill_s + service.decode_s
                 route = self._routes.setdefault(model, _Route())
-                self._lines[ledger.id].places.append((model, route, len(route.instances)))
+                self._lines[ledger.id].places.append((model, request_s, route, len(route.instances)))
                 route.append(ledger.id, request_s)
 
     def add(self, item: Tracked, now: float) -> Iterable[str]:
@@ -102,26 +101,24 @@ class VllmPolicy:
         return (chosen,)
 
     def _route(self, model: str) -> tuple[str, float]:
-        """The instance where a request of the model would wait least, and the seconds that it adds there."""
-        if self._stale:
-            self._refresh()
-        route = self._routes[model]
-        place = route.wait_s.index(min(route.wait_s))
-        return route.instances[place], route.added_s[place]
+        """The instance where a request of the model would wait least, and the seconds that it adds there.
 
-    def _refresh(self) -> None:
-        """Compute anew what a request of each model would wait for, where that may have changed."""
+        Waits are computed anew first, where they may have changed.
+        """
         for line in self._stale.values():
             ledger, queue, queued_s = line.ledger, line.queue, line.queued_s
             last = queue[-1].request.model if queue else ledger.next_model
             running = len(ledger.running)
-            for model, route, place in line.places:
-                added_s = request_s = route.request_s[place]
-                if last != model:
-                    added_s += ledger.swap_s(model)
+            for served, request_s, route, place in line.places:
+                added_s = request_s
+                if last != served:
+                    added_s += ledger.swap_s(served)
                 route.added_s[place] = added_s
                 route.wait_s[place] = running * request_s + queued_s + added_s
         self._stale.clear()
+        route = self._routes[model]
+        place = route.wait_s.index(min(route.wait_s))
+        return route.instances[place], route.added_s[place]
 
     def discard(self, item: Tracked) -> None:
         name = item.instance
