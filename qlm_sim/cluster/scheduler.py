@@ -261,7 +261,7 @@ class Scheduler:
             running, watermark = self.running, self._watermark
             room = self.max_num_seqs - len(running)
             found, shared, cached = _NOTHING, 0, 0
-            while room > 0 and budget > 0:
+            while room and budget:
                 seq = waiting[0]
                 context, computed = seq.context, seq.host_tokens
                 if cache is not None:

@@ -71,7 +71,6 @@ class Cluster:
         self.clock = Clock()
         self.runtime = Runtime(core, _Away(self, order_s) if order_s else self, solver, recorder)
         self._inbox = self.runtime.inbox
-        self._settle = self.runtime.settle
         self._now = 0.0
         """The instant that is being decided upon."""
         self.store: dict[str, SimRequest] = {}
@@ -160,9 +159,8 @@ class Cluster:
         if inbox or self._settle_now:
             self._now = now
             self._settle_now = False
-            settle = self._settle
             while True:
-                wake_at = settle(now)
+                wake_at = self.runtime.settle(now)
                 if wake_at != self._timer_at:
                     self._set_timer(now, wake_at)
                 if not inbox:

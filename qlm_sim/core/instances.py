@@ -45,7 +45,6 @@ class InstanceLedger:
         self.host = HostModels(spec.host_bytes, [(m, spec.models[m].weight_bytes) for m in spec.host_models])
         self.reported: EngineReported | None = None
 
-    @property
     def next_model(self) -> str | None:
         """The model that will be loaded once the orders under way are carried out."""
         return self.leaving_for or self.swapping_to or self.model

@@ -59,7 +59,7 @@ class QueueManager:
         self.stale_events = 0
         """Engine events of attempts that were over: counted and dropped."""
         self._holds_back = policy.holds_back
-        self._reconcile = LsoAgent(policy, estimator, allowed).reconcile
+        self._agent = LsoAgent(policy, estimator, allowed)
         self._touched: dict[str, None] = {}
         self._served = frozenset(model for spec in instances for model in spec.models)
         """Models that some instance may serve."""
@@ -93,14 +93,12 @@ class QueueManager:
             apply[type(event)](now, event)
         policy = self.policy
         if touched:
-            ledgers = self.ledgers
-            reconcile = self._reconcile
             for instance in touched:
                 if policy.at_rest:
                     break
-                ledger = ledgers.get(instance)
+                ledger = self.ledgers.get(instance)
                 if ledger is not None:
-                    reconcile(ledger, now, actions)
+                    self._agent.reconcile(ledger, now, actions)
             touched.clear()
         wake_at = policy.wake_at
         if wake_at <= now:
@@ -191,15 +189,13 @@ class QueueManager:
                 self.ledgers[item.instance].evicting += 1
                 self._orders.append(Evict(event.request_id, item.attempt, item.instance, keep_kv=False))
 
-    def _on_engine(
-        self, event: FirstToken | Progress | RequestFinished | RequestEvicted | RequestFailed
-    ) -> Tracked | None:
-        """The request that the event speaks of, or None if that attempt is over."""
-        item = self.requests.get(event.request_id)
+    def _on_engine(self, request_id: str, attempt: int, instance: str) -> Tracked | None:
+        """The request that an event speaks of, or None if that attempt is over."""
+        item = self.requests.get(request_id)
         if (
             item is not None
-            and item.attempt == event.attempt
-            and item.instance == event.instance
+            and item.attempt == attempt
+            and item.instance == instance
             and item.state is not WAITING
         ):
             return item
@@ -207,7 +203,7 @@ class QueueManager:
         return None
 
     def _first_token(self, now: float, event: FirstToken) -> None:
-        item = self._on_engine(event)
+        item = self._on_engine(event.request_id, event.attempt, event.instance)
         if item is not None:
             item.served = True
             ledger = self.ledgers[event.instance]
@@ -219,7 +215,7 @@ class QueueManager:
             ledger.began_decoding(item, now)
 
     def _progress(self, now: float, event: Progress) -> None:
-        item = self._on_engine(event)
+        item = self._on_engine(event.request_id, event.attempt, event.instance)
         if item is not None:
             item.output_tokens = event.output_tokens
 
@@ -231,7 +227,7 @@ class QueueManager:
         self._touched[ledger.id] = None
 
     def _finished(self, now: float, event: RequestFinished) -> None:
-        item = self._on_engine(event)
+        item = self._on_engine(event.request_id, event.attempt, event.instance)
         if item is not None:
             ledger = self.ledgers[event.instance]
             if self._learner is not None:
@@ -240,7 +236,7 @@ class QueueManager:
             del self.requests[event.request_id]
 
     def _evicted(self, now: float, event: RequestEvicted) -> None:
-        item = self._on_engine(event)
+        item = self._on_engine(event.request_id, event.attempt, event.instance)
         if item is None:
             return
         ledger = self.ledgers[event.instance]
@@ -257,7 +253,7 @@ class QueueManager:
         self._wait(item, now)
 
     def _failed(self, now: float, event: RequestFailed) -> None:
-        item = self._on_engine(event)
+        item = self._on_engine(event.request_id, event.attempt, event.instance)
         if item is not None:
             ledger = self.ledgers[event.instance]
             if self._learner is not None:

@@ -119,7 +119,7 @@ class WaitEstimator:
             model = coming.model
             if not (for_s and line.serves(model)):
                 continue
-            others = sum(other.next_model == model for other in ledgers.values() if other is not ledger)
+            others = sum(other.next_model() == model for other in ledgers.values() if other is not ledger)
             each = service.request(ledger, model, coming.prompt_tokens)
             each_s = pace * (each.prefill_s + each.decode_s)
             lengths = service.lengths.of_model(model)
@@ -209,7 +209,7 @@ class WaitEstimator:
 
     def _sent(self, ledger: InstanceLedger) -> list[Tracked]:
         """What the engine has without having given a first token, in the order in which it will."""
-        if not ledger.prefilling_tokens or ledger.next_model != ledger.model:
+        if not ledger.prefilling_tokens or ledger.next_model() != ledger.model:
             return []
         sent = [
             item for item in ledger.running.values() if item.first_token_at is None and item.state is RUNNING
@@ -236,13 +236,13 @@ class WaitEstimator:
             start_s = ledger.swap_s(ledger.leaving_for)
         sent = self._sent(ledger)
         requests = len(sent) + sum(map(len, groups))
-        for number, (model, stretch) in enumerate(_stretches(ledger.next_model, groups)):
+        for number, (model, stretch) in enumerate(_stretches(ledger.next_model(), groups)):
             if visits:
                 last = visits[-1].wait(first - 1, 1.0, 0.0)
                 start_s, start_sd_s = last.mean_s, last.quantile(0.84) - last.quantile(0.5)
                 if len(visits) == MOST_VISITS:
                     break
-            if number or model != ledger.next_model:
+            if number or model != ledger.next_model():
                 start_s += ledger.swap_s(model)
                 sent = []
             if sent or stretch:

@@ -137,7 +137,8 @@ class CentralPolicy:
 
     def _served_elsewhere(self, model: str, ledger: InstanceLedger) -> bool:
         return any(
-            other is not ledger and model in (other.model, other.next_model) for other in self._capable[model]
+            other is not ledger and model in (other.model, other.next_model())
+            for other in self._capable[model]
         )
 
     def woken(self, now: float) -> Iterable[str]:
@@ -152,7 +153,7 @@ class CentralPolicy:
 
     def standing(self, item: Tracked, now: float) -> Standing:
         capable = self._capable[item.request.model]
-        serving = [i for i in capable if i.next_model == item.request.model] or capable
+        serving = [i for i in capable if i.next_model() == item.request.model] or capable
         serving = [i for i in serving if self._rank(item, i, now) is not None]
         if not serving:
             return Standing((), 0)

@@ -44,7 +44,7 @@ class IdleInstances:
             least = min(loads)
 
     def _look_at(self, ledger: InstanceLedger) -> None:
-        loaded = ledger.model if ledger.next_model == ledger.model and not self._queued[ledger.id] else None
+        loaded = ledger.model if ledger.next_model() == ledger.model and not self._queued[ledger.id] else None
         for model, profile in ledger.spec.models.items():
             load = len(ledger.running) / profile.max_num_seqs if model == loaded else inf
             self._loads[model][self._places[model][ledger.id]] = load

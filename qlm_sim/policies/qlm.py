@@ -104,7 +104,7 @@ class QlmPolicy:
     def order(self, ledger: InstanceLedger, now: float) -> Sequence[RequestGroup]:
         """The instance's virtual queue, but the loaded model's groups first: it has not been left yet."""
         queue = self._queues.of[ledger.id]
-        model = ledger.next_model
+        model = ledger.next_model()
         if not queue or queue[0].model == model:
             return queue
         return sorted(queue, key=lambda group: group.model != model)
@@ -149,7 +149,7 @@ class QlmPolicy:
         hungry = self._hungry.get(model)
         while hungry:
             name = next(iter(hungry))
-            if name != home and self._ledgers[name].next_model == model:
+            if name != home and self._ledgers[name].next_model() == model:
                 return name
             del hungry[name]
         return None
@@ -196,7 +196,7 @@ class QlmPolicy:
         best = self._queues.most_urgent(model, decided=decided)
         if best is not None:
             own = self._ledgers[best.instance]
-            if own.model != model == own.next_model and own.ready_at < best.first_deadline:
+            if own.model != model == own.next_model() and own.ready_at < best.first_deadline:
                 return None
         return best
 

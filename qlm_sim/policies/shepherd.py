@@ -138,7 +138,7 @@ class ShepherdPolicy:
         if not serving:
             # The next plan gives the model an instance.
             serving = [i for i in self._ledgers.values() if model in i.spec.models]
-        serving = [i for i in serving if i.next_model == model] or serving
+        serving = [i for i in serving if i.next_model() == model] or serving
         ahead = count_before(self._of_model(model), item, lambda other: _item_urgency(other, now))
         for other in self._models_in_turn(serving[0]):
             if other == model:
@@ -157,7 +157,7 @@ class ShepherdPolicy:
         for group in self._table.groups.values():
             waiting[group.key.model] += len(group)
         mine = [model for model in waiting if model in self._plan[ledger.id]]
-        return sorted(mine, key=lambda model: (model != ledger.next_model, -waiting[model], model))
+        return sorted(mine, key=lambda model: (model != ledger.next_model(), -waiting[model], model))
 
     def replan(self, now: float) -> Replan | None:
         return None

@@ -111,7 +111,7 @@ class SnapshotTaker:
         )
 
     def instance(self, ledger: InstanceLedger, now: float) -> InstanceState:
-        target = ledger.next_model
+        target = ledger.next_model()
         running = len(ledger.running)
         ready_s = 0.0
         if ledger.swapping_to is not None:

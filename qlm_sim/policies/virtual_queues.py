@@ -193,10 +193,10 @@ class VirtualQueues:
         capable = self._capable[model]
         if len(capable) > 2 * MOST_TRIED:
             ranks = [(len(queues[ledger.id]), at) for at, ledger in enumerate(capable)]
-            has = [rank for rank in ranks if capable[rank[1]].next_model == model]
-            lacks = [rank for rank in ranks if capable[rank[1]].next_model != model]
+            has = [rank for rank in ranks if capable[rank[1]].next_model() == model]
+            lacks = [rank for rank in ranks if capable[rank[1]].next_model() != model]
             capable = [capable[at] for ranks in (has, lacks) for _, at in nsmallest(MOST_TRIED, ranks)]
-        for ledger in sorted(capable, key=lambda i: (len(queues[i.id]), i.next_model != model)):
+        for ledger in sorted(capable, key=lambda i: (len(queues[i.id]), i.next_model() != model)):
             near.append(ledger)
             seen += len(queues[ledger.id])
             if seen > MOST_SEEN:
@@ -274,7 +274,7 @@ class VirtualQueues:
         return {
             group.id
             for name, queue in self.of.items()
-            if (wanted := self._ledgers[name].next_model) != self._ledgers[name].model
+            if (wanted := self._ledgers[name].next_model()) != self._ledgers[name].model
             for group in queue
             if group.model == wanted
         }

@@ -124,7 +124,7 @@ class Visits:
         return model in self._demand and not self._held_elsewhere(model, ledger)
 
     def _held_elsewhere(self, model: str, ledger: InstanceLedger) -> bool:
-        return any(other is not ledger and other.next_model == model for other in self._capable[model])
+        return any(other is not ledger and other.next_model() == model for other in self._capable[model])
 
     def _outlook(self, ledger: InstanceLedger, queue: list[RequestGroup], now: float) -> "_Outlook":
         """What the queue holds for the model of its first group."""

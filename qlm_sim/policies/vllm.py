@@ -107,7 +107,7 @@ class VllmPolicy:
         """
         for line in self._stale.values():
             ledger, queue, queued_s = line.ledger, line.queue, line.queued_s
-            last = queue[-1].request.model if queue else ledger.next_model
+            last = queue[-1].request.model if queue else ledger.next_model()
             running = len(ledger.running)
             for served, request_s, route, place in line.places:
                 added_s = request_s
