@@ -32,7 +32,7 @@ class Decodes:
         self.residues = [0] * block_size
         """Sequences by residue of their offset."""
         self.finishes: list[tuple[int, int, SimRequest]] = []
-        """Heap of (step, order of joining, sequence); entries of those that left are stale."""
+        """Heap of (step, order of joining, sequence). Some that left have entries still, never the first."""
         self._joined = 0
 
     def join(self, seq: SimRequest) -> None:
@@ -57,6 +57,9 @@ class Decodes:
         self.kv_tokens -= computed
         self.blocks += -computed // size
         residues[offset % size] -= 1
+        finishes = self.finishes
+        while finishes and finishes[0][2].finish_entry is not finishes[0]:
+            heappop(finishes)
 
     def advance(self, iterations: int) -> None:
         """So many iterations are done."""
@@ -75,25 +78,14 @@ class Decodes:
         seq.computed -= 1
         self.join(seq)
 
-    def until_finish(self) -> int:
-        """Iterations until the next sequence finishes. There must be one."""
-        finishes = self.finishes
-        entry = finishes[0]
-        while entry[2].finish_entry is not entry:
-            heappop(finishes)
-            entry = finishes[0]
-        return entry[0] - self.steps
-
     def finished(self) -> list[SimRequest]:
         """Take out the sequences that finish at this step."""
         finishes, steps = self.finishes, self.steps
         done = []
         while finishes and finishes[0][0] <= steps:
-            entry = heappop(finishes)
-            seq = entry[2]
-            if seq.finish_entry is entry:
-                self.leave(seq)
-                done.append(seq)
+            seq = heappop(finishes)[2]
+            self.leave(seq)
+            done.append(seq)
         return done
 
     def blocks_for(self, iterations: int) -> int:

@@ -126,7 +126,7 @@ class Scheduler:
         count = self.tokens = self.seqs = decodes.count
         self.kv_tokens = decodes.kv_tokens + count
         self.pairs = self.restored_tokens = 0
-        iterations = decodes.until_finish()
+        iterations = decodes.finishes[0][0] - decodes.steps
         if iterations > longest:
             iterations = longest
         # A sequence takes a block every block_size iterations: a bound that spares the exact number.
@@ -256,12 +256,11 @@ class Scheduler:
             if cache is not None:
                 cache.write(partial, after)
 
-        waiting = self.waiting
-        if waiting and not preempted:
-            running, watermark = self.running, self._watermark
+        if not preempted:
+            waiting, running, watermark = self.waiting, self.running, self._watermark
             room = self.max_num_seqs - len(running)
             found, shared, cached = _NOTHING, 0, 0
-            while room and budget:
+            while waiting and room and budget:
                 seq = waiting[0]
                 context, computed = seq.context, seq.host_tokens
                 if cache is not None:
@@ -304,8 +303,6 @@ class Scheduler:
                     chunks.append((seq, after))
                 if cache is not None:
                     cache.write(seq, after)
-                if not waiting:
-                    break
         if not (chunks or preempted or self._resumed):
             return False
 
