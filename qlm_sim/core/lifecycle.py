@@ -56,7 +56,7 @@ class Tracked:
     pulled_context: int
     """Tokens it brought along: prompt and what was generated before."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, output_tokens: int = 0) -> None:
         self.request = request
         self.state: State = WAITING
         self.deadline = request.arrived_at + request.slo_s
@@ -65,7 +65,7 @@ class Tracked:
         self.attempt = 0
         self.instance = ""
         """Where the current attempt runs; the last one's engine while waiting."""
-        self.output_tokens = 0
+        self.output_tokens = output_tokens
         """Tokens generated, as last reported."""
         self.first_token_at: float | None = None
         """When the current attempt began to decode; None while it waits or prefills."""

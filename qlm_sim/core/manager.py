@@ -150,23 +150,22 @@ class QueueManager:
     # Events, one method each. Each marks the instances whose decision it may change.
 
     def _arrived(self, now: float, event: RequestArrived) -> None:
-        item = Tracked(event.request)
-        item.output_tokens = event.output_tokens
+        request = event.request
+        item = Tracked(request, event.output_tokens)
         admission = self._admission
-        if admission is not None and self.serves(event.request.model):
-            standing = self.policy.standing_of_new(event.request, now)
+        if admission is not None and self.serves(request.model):
+            standing = self.policy.standing_of_new(request, now)
             order = self.policy.order
             forecast = admission.forecaster.forecast(item, standing, self.ledgers, order, now)
             if admission.refuses(forecast):
-                self._orders.append(Reject(event.request.id, forecast.mean_s))
+                self._orders.append(Reject(request.id, forecast.mean_s))
                 return
-        self.requests[event.request.id] = item
+        self.requests[request.id] = item
         if self._learner is not None:
             self._learner.arrived(item, now)
         self._wait(item, now)
 
     def _wait(self, item: Tracked, now: float) -> None:
-        item.state = WAITING
         if item.request.model not in self._served:
             self._stranded[item.request.id] = item
             return
@@ -246,6 +245,7 @@ class QueueManager:
         if item.cancelled:
             del self.requests[event.request_id]
             return
+        item.state = WAITING
         item.output_tokens = event.output_tokens
         item.kv_home = event.instance if event.kv_on_host else None
         if item.served:
