@@ -1,6 +1,7 @@
 """Learnt output lengths: the prior, the laws of censoring, and kinds that lean on each other."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -180,13 +181,13 @@ def test_lengths_are_the_same_to_the_last_bit_on_every_kind_of_cpu():
         "found = [LengthDistribution(rng.random(bins) / 9, rng.random(bins) * 999, 7.0) for _ in range(50)]; "
         "print([(each.moments, each.statistics) for each in found])"
     )
-    said = {
+    runs = [
         subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"OPENBLAS_CORETYPE": cpu},
-            check=True,
-            capture_output=True,
-        ).stdout
+            [sys.executable, "-c", code], env=os.environ | {"OPENBLAS_CORETYPE": cpu}, capture_output=True
+        )
         for cpu in ("Prescott", "Haswell", "SkylakeX")
-    }
-    assert len(said) == 1
+    ]
+    # Of a later kind than the machine's own, BLAS may use what this one has not.
+    able = [run for run in runs if run.returncode != -signal.SIGILL]
+    assert all(run.returncode == 0 for run in able)
+    assert len({run.stdout for run in able}) == 1
