@@ -309,6 +309,18 @@ def _errors(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"{', '.join(f'{100 * error:+.1f} %' for error in errors)} | {met}"
 
 
+def _pooled_r2(parts: Sequence[Mapping[str, Any]]) -> float | None:
+    """R² of all requests together, from that of each part. None where no part has one."""
+    parts = [each for each in parts if each["r2"] is not None]
+    if not parts:
+        return None
+    count = np.array([each["requests"] for each in parts])
+    mean, sd, r2 = (np.array([each[key] for each in parts]) for key in ("mean_wait_s", "sd_wait_s", "r2"))
+    within = count * sd**2
+    between = count * (mean - (count * mean).sum() / count.sum()) ** 2
+    return 1.0 - float(((1.0 - r2) * within).sum() / (within + between).sum())
+
+
 def write(out: Path, name: str, title: str, text: str, document: dict[str, Any]) -> None:
     """``name``.json and ``name``.md in ``out``, and the table on stdout."""
     out.mkdir(parents=True, exist_ok=True)
@@ -341,7 +353,8 @@ def write(out: Path, name: str, title: str, text: str, document: dict[str, Any])
             told = " | ".join(
                 _errors([run[key] for run in runs]) for key in ("figures", "figures_by_profile")
             )
-            lines.append(f"| mean of all | {policy} | | {told} | |")
+            r2 = _pooled_r2([run["forecast"]["backlogged"] for run in runs])
+            lines.append(f"| all | {policy} | | {told} | {'' if r2 is None else f'{r2:.3f}'} |")
     heads = "engines | servers beside them | scheduler and load generator"
     lines += ["", f"| seed | policy | CPU, s: {heads} |", "|---|---|---|---|---|"]
     for run in document["runs"]:

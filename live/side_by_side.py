@@ -73,6 +73,7 @@ def _accuracy(waited: Floats, mean: Floats, bound: Floats) -> dict[str, Any]:
     return {
         "requests": len(waited),
         "mean_wait_s": float(waited.mean()) if len(waited) else None,
+        "sd_wait_s": float(waited.std()) if len(waited) else None,
         "r2": 1 - float(((waited - mean) ** 2).sum()) / spread if spread > 0 else None,
         "bias": float(mean.sum() / waited.sum() - 1) if waited.sum() > 0 else None,
         "within_90_bound": float((waited <= bound).mean()) if len(waited) else None,

@@ -10,10 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-from live_vllm import Burst, Setup, _cpu_s, _write_trace
+from live_vllm import Burst, Setup, _cpu_s, _pooled_r2, _write_trace
+
+from live.side_by_side import _accuracy
 
 SETUP = Setup(
     python="python",
@@ -76,6 +79,18 @@ def test_what_is_learnt_in_the_warm_up_holds_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells")
+def test_r2_of_all_runs_is_that_of_all_requests_together() -> None:
+    rng = np.random.default_rng(3)
+    waited = [rng.uniform(0.0, longest, count) for longest, count in ((30.0, 200), (80.0, 50))]
+    told = [each * rng.normal(1.1, 0.2, len(each)) for each in waited]
+    parts = [_accuracy(each, mean, mean) for each, mean in zip(waited, told, strict=True)]
+    whole = _accuracy(np.concatenate(waited), np.concatenate(told), np.concatenate(told))
+    assert _pooled_r2(parts) == pytest.approx(whole["r2"])
+    nobody = np.array([])
+    assert _pooled_r2([*parts, _accuracy(nobody, nobody, nobody)]) == pytest.approx(whole["r2"])
+    assert _pooled_r2([]) is None
+
+
 def test_the_cpu_time_of_a_server_is_told() -> None:
     before = _cpu_s([os.getpid()])["servers"]
     until = time.process_time() + 0.2

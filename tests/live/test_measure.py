@@ -180,6 +180,7 @@ def test_a_perfect_forecast_scores_one_and_a_constant_one_nothing():
     assert scored["all"] == {
         "requests": 10,
         "mean_wait_s": 5.5,
+        "sd_wait_s": pytest.approx(8.25**0.5),
         "r2": 1.0,
         "bias": 0.0,
         "within_90_bound": 1.0,
