@@ -41,16 +41,18 @@ class LineReader:
 
     async def read(self, content: AsyncIterator[bytes]) -> AsyncIterator[Line]:
         """The good lines; ``errors`` tells the others."""
-        rest = b""
+        begun: list[bytes] = []
         async for piece in content:
-            *rows, rest = (rest + piece).split(b"\n")
-            for row in rows:
-                line = self._line(row)
+            *ends, rest = piece.split(b"\n")
+            for end in ends:
+                line = self._line(b"".join([*begun, end]))
+                begun = []
                 if line is not None:
                     yield line
+            begun.append(rest)
             if len(self.errors) >= MOST_ERRORS:
                 return
-        line = self._line(rest)
+        line = self._line(b"".join(begun))
         if line is not None:
             yield line
         if not self.lines and not self.errors:
