@@ -28,6 +28,8 @@ from live.store.interface import (
 
 PAGE = 1000
 """Rows read at once."""
+PART = ".part"
+"""Behind the id of a file that is not written to its end."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, created_at INTEGER NOT NULL,
@@ -87,7 +89,7 @@ class SqliteStore:
 
     async def add_file(self, file: FileRecord, content: Iterable[bytes] | AsyncIterator[bytes]) -> FileRecord:
         """The chunks go in one by one; the record, with the last, makes them a file."""
-        part = f"{file.id}.part"
+        part = f"{file.id}{PART}"
         await self._rows("DELETE FROM chunks WHERE file_id = ?", (part,))
         size = number = 0
         try:
@@ -95,21 +97,12 @@ class SqliteStore:
                 await self._rows("INSERT INTO chunks VALUES (?, ?, ?)", (part, number, chunk))
                 size += len(chunk)
                 number += 1
+            record = msgspec.structs.replace(file, bytes=size)
+            await self._do(lambda db: _publish(db, record, part, number))
         except BaseException:
             with suppress(StoreError):
                 await self._rows("DELETE FROM chunks WHERE file_id = ?", (part,))
             raise
-        record = msgspec.structs.replace(file, bytes=size)
-
-        def publish(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM chunks WHERE file_id = ?", (file.id,))
-            db.execute("UPDATE chunks SET file_id = ? WHERE file_id = ?", (file.id, part))
-            db.execute(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
-                (file.id, file.tenant, file.created_at, _encode(record)),
-            )
-
-        await self._do(publish)
         return record
 
     async def file(self, file_id: str) -> FileRecord | None:
@@ -284,6 +277,8 @@ class SqliteStore:
             os.close(lock)  # else nobody could ever lead: the lock would be nobody's
             raise StoreError(f"store sqlite:///{self._path}: {error}") from None
         self._lock_file = lock
+        with suppress(StoreError):  # of writers that were killed; one that still writes is told so
+            await self._rows(f"DELETE FROM chunks WHERE file_id GLOB '*{PART}'")
         return True
 
     async def leader(self) -> str | None:
@@ -307,3 +302,14 @@ class SqliteStore:
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
+
+
+def _publish(db: sqlite3.Connection, file: FileRecord, part: str, chunks: int) -> None:
+    """Make so many chunks a file. Raises StoreError where some are gone."""
+    db.execute("DELETE FROM chunks WHERE file_id = ?", (file.id,))
+    if db.execute("UPDATE chunks SET file_id = ? WHERE file_id = ?", (file.id, part)).rowcount != chunks:
+        raise StoreError("a new leader has cleared away what was written of the file")
+    db.execute(
+        "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
+        (file.id, file.tenant, file.created_at, _encode(file)),
+    )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -96,6 +96,34 @@ async def test_a_file_that_is_not_written_to_its_end_takes_no_room(store: Store,
         await store.add_file(a_file(), broken())
     with sqlite3.connect(tmp_path / "store.db") as database:
         assert database.execute("SELECT count(*) FROM chunks").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_new_leader_clears_away_what_is_not_written_to_its_end(url: str, tmp_path: Path) -> None:
+    """As a writer that was killed leaves it. One that still writes fails: no file lacks its beginning."""
+    going_on = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"x" * 2**21
+        await going_on.wait()
+        yield b"y"
+
+    writer, leader = await open_store(url), await open_store(url)
+    await writer.add_file(a_file("file-0"), [b"whole"])
+    writing = asyncio.create_task(writer.add_file(a_file(), slowly()))
+    with closing(sqlite3.connect(tmp_path / "store.db")) as database:
+        async with asyncio.timeout(10):
+            while database.execute("SELECT count(*) FROM chunks").fetchone() != (3,):
+                await asyncio.sleep(0.01)
+        assert await leader.lead("g1", "http://one", ttl_s=30)
+        assert database.execute("SELECT file_id FROM chunks").fetchall() == [("file-0",)]
+    going_on.set()
+    with pytest.raises(StoreError, match="cleared away"):
+        await writing
+    assert await leader.file("file-1") is None
+    assert await content_of(leader, "file-0") == b"whole"
+    await writer.close()
+    await leader.close()
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
