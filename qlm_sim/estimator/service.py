@@ -114,7 +114,7 @@ class _Learnt:
 
 
 class ServiceEstimator:
-    """Learns output lengths and engine speeds, and says what they mean. Implements core's Estimator."""
+    """Learns output lengths and engine speeds, and says what they mean: core's Estimator and Learner."""
 
     def __init__(self, paces: bool = True) -> None:
         """``paces``: watch what comes, and what engines get done under a waiting line, which only forecasts
