@@ -29,14 +29,14 @@ def assign_models(
     if not wanted:
         return dict.fromkeys(capacity_rps, ())
     problem = pulp.LpProblem("herd", pulp.LpMaximize)
-    burst = pulp.LpVariable("burst", lowBound=0)
+    burst = problem.add_variable("burst", 0)
     serves: dict[tuple[str, str], pulp.LpVariable] = {}
     share: dict[tuple[str, str], pulp.LpVariable] = {}
     for i, (name, by_model) in enumerate(sorted(capacity_rps.items())):
         for m, model in enumerate(wanted):
             if model in by_model:
-                serves[name, model] = pulp.LpVariable(f"serves_{i}_{m}", cat=pulp.LpBinary)
-                share[name, model] = pulp.LpVariable(f"share_{i}_{m}", lowBound=0, upBound=1)
+                serves[name, model] = problem.add_variable(f"serves_{i}_{m}", cat=pulp.LpBinary)
+                share[name, model] = problem.add_variable(f"share_{i}_{m}", 0, 1)
                 problem += share[name, model] <= serves[name, model]
         mine = [key for key in serves if key[0] == name]
         if mine:

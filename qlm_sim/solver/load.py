@@ -19,9 +19,9 @@ def least_load(
     import pulp  # here, because it takes long to import and most runs do without
 
     problem = pulp.LpProblem("load", pulp.LpMinimize)
-    load = pulp.LpVariable("load", lowBound=0)
+    load = problem.add_variable("load", 0)
     served = {
-        (kind, model): pulp.LpVariable(f"served_{k}_{m}", lowBound=0)
+        (kind, model): problem.add_variable(f"served_{k}_{m}", 0)
         for k, (kind, by_model) in enumerate(capacity_rps.items())
         for m, model in enumerate(by_model)
     }
