@@ -236,7 +236,7 @@ def main() -> None:
         load = os.getloadavg()[0]
         told = asyncio.run(measure(args.peer)) | asyncio.run(measure_backlog())
         told |= {
-            "command": f"python {' '.join(sys.argv)}".replace(args.peer or "", "LITELLM"),
+            "command": " ".join(["python", *("LITELLM" if word == args.peer else word for word in sys.argv)]),
             "date": time.strftime("%Y-%m-%d"),
             "python": platform.python_version(),
             "cores": os.cpu_count(),
