@@ -236,7 +236,9 @@ def main() -> None:
         load = os.getloadavg()[0]
         told = asyncio.run(measure(args.peer)) | asyncio.run(measure_backlog())
         told |= {
-            "command": " ".join(["python", *("LITELLM" if word == args.peer else word for word in sys.argv)]),
+            "command": " ".join(
+                ["python", *(word.replace(args.peer, "LITELLM") if args.peer else word for word in sys.argv)]
+            ),
             "date": time.strftime("%Y-%m-%d"),
             "python": platform.python_version(),
             "cores": os.cpu_count(),

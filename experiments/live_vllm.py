@@ -310,7 +310,7 @@ def _errors(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _pooled_r2(parts: Sequence[Mapping[str, Any]]) -> float | None:
-    """R² of all requests together, from that of each part. None where no part has one."""
+    """R² of the requests of all parts that have one, together. None where none has."""
     parts = [each for each in parts if each["r2"] is not None]
     if not parts:
         return None

@@ -354,7 +354,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _store_trouble(request: Request, error: Exception) -> Response:
     log.error("%s %s: %s", request.method, request.url.path, error)
     return await _api_error(
-        request, retry_later(503, "The store of files and batches does not answer.", 5, "store_unavailable")
+        request,
+        retry_later(503, "The store of files and batches cannot be used at present.", 5, "store_unavailable"),
     )
 
 

@@ -277,7 +277,7 @@ class SqliteStore:
             os.close(lock)  # else nobody could ever lead: the lock would be nobody's
             raise StoreError(f"store sqlite:///{self._path}: {error}") from None
         self._lock_file = lock
-        with suppress(StoreError):  # of writers that were killed; one that still writes is told so
+        with suppress(StoreError):  # of writers that were killed; one that still writes fails
             await self._rows(f"DELETE FROM chunks WHERE file_id GLOB '*{PART}'")
         return True
 

@@ -150,8 +150,10 @@ def make_core(policy: str, instances: Sequence[InstanceSpec], settings: Schedule
         instances,
         made,
         estimator if learns else Untaught(),
-        estimator if learns else None,
-        lambda: forecaster(asked),
-        frozenset(Lso) - settings.without,
-        Admission(forecaster(estimator), settings.admission) if settings.admission is not None else None,
+        learner=estimator if learns else None,
+        forecaster=lambda: forecaster(asked),
+        allowed=frozenset(Lso) - settings.without,
+        admission=Admission(forecaster(estimator), settings.admission)
+        if settings.admission is not None
+        else None,
     )

@@ -78,7 +78,6 @@ def test_what_is_learnt_in_the_warm_up_holds_later(tmp_path: Path) -> None:
         assert means[0] == pytest.approx(means[1], rel=0.03)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells")
 def test_r2_of_all_runs_is_that_of_all_requests_together() -> None:
     rng = np.random.default_rng(3)
     waited = [rng.uniform(0.0, longest, count) for longest, count in ((30.0, 200), (80.0, 50))]
@@ -91,6 +90,7 @@ def test_r2_of_all_runs_is_that_of_all_requests_together() -> None:
     assert _pooled_r2([]) is None
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells")
 def test_the_cpu_time_of_a_server_is_told() -> None:
     before = _cpu_s([os.getpid()])["servers"]
     until = time.process_time() + 0.2
