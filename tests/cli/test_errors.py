@@ -18,7 +18,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("", "the following arguments are required: COMMAND"),
         ("repaly", "invalid choice: 'repaly'"),
-        ("replay --polici qlm", "unrecognized arguments: --polici; see qlm-sim"),
+        ("replay --polici qlm", "unrecognized arguments: --polici; see qlm-sim replay --help"),
         ("replay --requests many", "argument --requests: invalid int value: 'many'"),
         ("replay --requests 0", "--requests: found 0, expected a whole number at least 1"),
         ("replay --rate -2", "--rate: found -2.0, expected a number above 0"),
