@@ -6,6 +6,7 @@ from live.config.schema import (
     EngineConfig,
     LiveConfig,
     ModelConfig,
+    StoreConfig,
     TenantConfig,
     api_key,
 )
@@ -15,6 +16,7 @@ __all__ = [
     "EngineConfig",
     "LiveConfig",
     "ModelConfig",
+    "StoreConfig",
     "TenantConfig",
     "api_key",
     "load_config",

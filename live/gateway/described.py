@@ -1,4 +1,4 @@
-"""What a configuration means, in words: the answer of ``serve --dry-run``."""
+"""What a configuration means, in words: the answer of ``serve --check``."""
 
 from live.build import make_instances
 from live.config import LiveConfig

@@ -1,8 +1,10 @@
 """From a configuration to a service that serves."""
 
 import asyncio
+import signal
 
 from fakes import job, read, text_of
+from live_gateway import MODEL, SHORT, answers_of, batch_file, running_gateway, start_batch
 
 from live.build import make_service, on_fakes
 from live.config import load_config
@@ -50,3 +52,26 @@ def test_a_cluster_can_be_tried_on_fakes_as_it_is_configured(tmp_path):
             await service.stop()
 
     asyncio.run(main())
+
+
+def test_a_dry_run_serves_without_the_engines_and_leaves_the_queue_alone(tmp_path):
+    config = f"""
+[gateway]
+port = 0
+[store]
+url = "sqlite:///kept.db"
+[[model]]
+name = "{MODEL}"
+[[engine]]
+id = "gpu-0"
+gpu = "a10"
+models = ["{MODEL}"]
+url = "http://127.0.0.1:9"
+"""
+    with running_gateway(tmp_path, config, "--dry-run", "--speed", "20") as gateway:
+        answer = gateway.post("/v1/completions", SHORT)
+        assert answer.status == 200
+        assert len(answers_of(gateway, start_batch(gateway, batch_file(3)))) == 3
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(30) == 0
+    assert not list(tmp_path.glob("kept*"))

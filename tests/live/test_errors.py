@@ -15,8 +15,8 @@ from live.cli import main
     [
         ("serve CONFIG --port 99999", "--port: found 99999"),
         ("serve CONFIG --port -1", "--port: found -1"),
-        ("serve CONFIG --fake-engines 0", "--fake-engines: found 0"),
-        ("serve CONFIG --fake-engines nan", "--fake-engines: found nan"),
+        ("serve CONFIG --dry-run --speed 0", "--speed: found 0"),
+        ("serve CONFIG --dry-run --speed nan", "--speed: found nan"),
         ("serve missing.toml", "config missing.toml: no such file"),
         ("fake-engine llama-2-7b --port 99999", "--port: found 99999"),
         ("fake-engine llama-2-7b --port 0 --speed nan", "--speed: found nan"),

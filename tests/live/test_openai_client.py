@@ -390,10 +390,10 @@ def test_the_configuration_is_checked_without_serving(
 
     path = tmp_path / "live.toml"
     path.write_text(CONFIG)
-    assert main(["serve", str(path), "--dry-run"]) == 0
+    assert main(["serve", str(path), "--check"]) == 0
     said = capsys.readouterr().out
     assert "class      interactive: TTFT <= 20 s (service_tier priority)" in said
     assert "engine     e0: llama-2-7b (resident), fake; KV" in said
     path.write_text(CONFIG + "[gatway]\n")
-    assert main(["serve", str(path), "--dry-run"]) == 2
+    assert main(["serve", str(path), "--check"]) == 2
     assert "unknown key; did you mean 'gateway'?" in capsys.readouterr().err

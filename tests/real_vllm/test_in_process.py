@@ -46,7 +46,7 @@ def test_flags_that_vllm_does_not_take_are_an_error_of_one_line(flag: list[str],
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("flags", [["serve"], ["serve", "--dry-run"]])
+@pytest.mark.parametrize("flags", [["serve"], ["serve", "--check"]])
 def test_a_gateway_with_such_an_engine_says_which(flags: list[str], tmp_path: Path) -> None:
     (tmp_path / "live.toml").write_text(CONFIG)
     command, *rest = flags
