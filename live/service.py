@@ -184,6 +184,11 @@ class Service:
         if live is not None:
             self._end(live, Failed(CANCELLED, "cancelled"))
 
+    def waits(self, request_id: str) -> bool:
+        """Whether a job is in the scheduler and no engine has it: it has not begun, or was evicted."""
+        item = self.core.requests.get(request_id)
+        return item is not None and item.state is State.WAITING
+
     def forecast(self, request_id: str) -> Forecast | None:
         """The wait, from now, for the first token of a job; None where it has one, or where its model has
         no engine now."""

@@ -91,13 +91,17 @@ class DashboardFeed:
             {"number": self._number, "at": now, "kind": kind, "instance": instance, "text": text}
         )
 
-    def waiting(self) -> dict[tuple[str, str], int]:
-        """Requests without a first token, by model and class."""
-        return Counter(
+    def waiting(self) -> Counter[tuple[str, str]]:
+        """Requests that no engine has, evicted ones among them, by model and class; zeros are told too."""
+        waiting = Counter(
+            {(model.name, slo.name): 0 for model in self._config.model for slo in self._config.slo}
+        )
+        waiting.update(
             (entry.job.request.model, entry.slo.name)
             for entry in self._intake.entries.values()
-            if entry.first_token_at is None
+            if self._intake.waits(entry)
         )
+        return waiting
 
     def stream(self) -> StreamingResponse:
         return StreamingResponse(
@@ -131,7 +135,7 @@ class DashboardFeed:
             "policy": self._config.scheduler.policy,
             "draining": intake.draining,
             "totals": {
-                "waiting": sum(1 for entry in intake.entries.values() if entry.first_token_at is None),
+                "waiting": self.waiting().total(),
                 "running": snapshot["running"],
                 "held": intake.windows.held,
                 "batch_lines": self._runner.lines["queued"],

@@ -50,6 +50,8 @@ class Scheduling(Protocol):
 
     def cancel(self, request_id: str) -> None: ...
 
+    def waits(self, request_id: str) -> bool: ...
+
     def forecast(self, request_id: str) -> Forecast | None: ...
 
     def forecast_new(self, request: Request) -> Forecast | None: ...
@@ -208,6 +210,10 @@ class Intake:
             entry.let_in(ticket)
         self._watcher.left(entry, outcome)
         self._let_in(self.windows.over(entry.id), self.service.now())
+
+    def waits(self, entry: Entry) -> bool:
+        """Whether no engine has it: it is held, has not begun, or was evicted."""
+        return entry.admitted_at is None or self.service.waits(entry.id)
 
     def estimate(self, entry: Entry) -> Estimate | None:
         """What can be told of its wait now; None once its first token is out, or while no engine is up."""

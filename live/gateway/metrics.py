@@ -110,7 +110,9 @@ class Metrics:
             "qlm_estimate_r2", "R2 of recent estimates against the waits that came", ["requests"]
         )
         self._queue = gauge(
-            "qlm_queue_length", "Requests waiting in the scheduler", ["model_name", "slo_class"]
+            "qlm_queue_length",
+            "Requests that no engine has, evicted ones among them",
+            ["model_name", "slo_class"],
         )
         self._virtual = gauge(
             "qlm_virtual_queue_length", "Requests on an instance's virtual queue", ["instance"]
@@ -254,7 +256,7 @@ class Metrics:
     ) -> bytes:
         """The page. Gauges are read when it is asked for.
 
-        ``waiting``: by model and class; ``present`` and ``held``: requests by tenant.
+        ``waiting``: by every model and class; ``present`` and ``held``: requests by tenant.
         """
         for name, share in self.attainment().items():
             self._attainment.labels(name).set(share)
@@ -278,6 +280,7 @@ class Metrics:
         for (model, slo_class), count in waiting.items():
             self._queue.labels(model, slo_class).set(count)
             self._waiting.labels(model).inc(count)
+            self._running.labels(model)  # makes it 0 where nothing runs
         for tenant, count in present.items():
             self._tenant_queued.labels(tenant).set(count)
         for tenant, count in held.items():

@@ -33,13 +33,15 @@ class Queue:
         self._pace = pace
 
     async def index(self, request: Request) -> Response:
-        """Every request of the tenant that has no first token yet, and its unfinished batches."""
+        """The tenant's requests that have no first token yet or were evicted, and its unfinished batches."""
         tenant = self._tenants.identify(request.headers.get("authorization"))
         intake = self._intake()
         waiting = [
             entry
             for entry in intake.entries.values()
-            if entry.tenant.name == tenant.name and not entry.batch and entry.first_token_at is None
+            if entry.tenant.name == tenant.name
+            and not entry.batch
+            and (entry.first_token_at is None or intake.waits(entry))
         ]
         data = [_entry_object(entry, intake) for entry in waiting[:MOST]]
         return JsonResponse(
@@ -84,13 +86,16 @@ def _entry_object(entry: Entry, intake: Intake) -> dict[str, Any]:
     request = entry.job.request
     estimate = intake.estimate(entry)
     waited_s = intake.service.now() - entry.arrived_at
-    waits = "held" if entry.admitted_at is None else "queued"
+    if entry.first_token_at is None:
+        status = "held" if entry.admitted_at is None else "queued"
+    else:
+        status = "evicted" if intake.waits(entry) else "running"
     return {
         "id": entry.id,
         "object": "queue.request",
         "model": request.model,
         "slo_class": entry.slo.name,
-        "status": "running" if entry.first_token_at is not None else waits,
+        "status": status,
         "queue_position": estimate.position if estimate is not None else None,
         "waited_seconds": waited_s,
         "estimated_wait_seconds": estimate.median_s if estimate is not None else None,

@@ -78,6 +78,23 @@ def test_a_client_is_told_where_it_stands_and_how_long_it_will_take(tmp_path: Pa
         eventually(lambda: len(queued(gateway)) == 6)  # a client that goes away leaves the queue
 
 
+def test_an_evicted_request_waits_as_well(tmp_path: Path) -> None:
+    """It has its first token; it is told all the same, and counted with what has no engine."""
+    loose, urgent = {"x-slo-ttft-ms": "3600000"}, {"x-slo-ttft-ms": "300"}
+    with running_gateway(tmp_path, engines(slots=1)) as gateway, ThreadPoolExecutor() as pool:
+        assert gateway.metric("vllm:num_requests_waiting", model_name=MODEL) == 0
+        assert "vllm:num_requests_waiting{" in gateway.get("/metrics")
+        pool.submit(gateway.post, "/v1/completions", LONG, loose)
+        begun = "vllm:time_to_first_token_seconds_count"
+        eventually(lambda: gateway.metric(begun, model_name=MODEL) == 1)
+        assert queued(gateway) == []
+        pool.submit(gateway.post, "/v1/completions", LONG, urgent)
+        (evicted,) = eventually(lambda: [each for each in queued(gateway) if each["status"] == "evicted"])
+        assert gateway.metric("vllm:num_requests_waiting", model_name=MODEL) == 1
+        assert gateway.get(f"/v1/queue/{evicted['id']}")["status"] == "evicted"
+        gateway.kill()
+
+
 def test_estimates_are_scored_by_what_came(tmp_path: Path) -> None:
     """The metrics tell of the gateway's estimates what a client reckons from its own headers."""
     names = ("x-qlm-estimated-wait-ms", "x-qlm-estimated-wait-p90-ms", "x-qlm-wait-ms")
