@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """examples:
   qlm-sim validate requests.csv --gpu H100 --model llama-2-7b
+  qlm-sim validate requests.csv --gpu H100 --model llama-2-7b --repeat 10    # what chance does
   qlm-sim validate bench.json --gpu A100-80 --model llama-3.1-70b --tp 4 --engine vllm-0.8
   qlm-sim validate requests.jsonl --gpu my-gpu.toml --model path/to/config.json --engine-log vllm.log
 """
@@ -37,6 +39,14 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--count", type=int, default=1, metavar="N", help="engines behind a least-loaded router (default: 1)"
     )
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="simulate this many seeds too, each of which deals the lengths out anew among the arrivals, "
+        "and give mean and 95%% confidence: what of a difference may be chance (default: 1, the log alone)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--out", metavar="DIR", help="result directory (default: runs/validate-<log>)")
     output.add_argument("--json", action="store_true", help="print summary.json in place of the table")
@@ -49,40 +59,52 @@ def run(args: argparse.Namespace) -> int:
 
     from qlm_sim.cli.engine_flags import real_engine
     from qlm_sim.errors import InputError
+    from qlm_sim.metrics.repeats import combine
     from qlm_sim.report.scatter import scatter_png
     from qlm_sim.report.write import all_or_nothing, check_output, plain
     from qlm_sim.validation.comparison import compare, statistics
     from qlm_sim.validation.request_log import read_request_log
-    from qlm_sim.validation.simulated_log import simulate_log
+    from qlm_sim.validation.simulated_log import dealt_anew, simulate_log
 
     if args.count < 1:
         raise InputError(f"--count: found {args.count}, expected a whole number at least 1")
+    if args.repeat < 1:
+        raise InputError(f"--repeat: found {args.repeat}, expected a whole number at least 1")
     engine = real_engine(args)
     out = Path(args.out or Path("runs") / f"validate-{_stem(args.log)}")
     check_output(out)
     log = read_request_log(args.log)
     placed = engine.placed()
-    simulated = simulate_log(
-        log, placed, engine.config, request_s=engine.version.request_s.value, instances=args.count
+    serve = partial(
+        simulate_log,
+        placed=placed,
+        config=engine.config,
+        request_s=engine.version.request_s.value,
+        instances=args.count,
     )
+    simulated = serve(log)
     compared = {
         name: compare(log.measured[name], times)
         for name, times in simulated.times.items()
         if name in log.measured
     }
+    metrics = {name: each for name, each in compared.items() if each is not None}
     summary = engine.described() | {
         "log": Path(args.log).name,
         "requests": len(log),
         "unfinished": simulated.unfinished,
         "count": args.count,
         "kv_capacity_tokens": placed.kv_capacity_tokens,
-        "metrics": {name: each for name, each in compared.items() if each is not None},
+        "metrics": metrics,
         "real_queue_s": statistics(log.measured["queue_s"]) if "queue_s" in log.measured else None,
         "saturated": simulated.saturated,
         "saturation": simulated.saturation,
         "preemptions": simulated.preemptions,
         "notes": list(log.notes),
     }
+    if args.repeat > 1:
+        seeds = [_figures(serve(dealt_anew(log, seed)), metrics) for seed in range(args.repeat)]
+        summary["repeated"] = combine(seeds)
     for note in log.notes:
         say(f"note: {note}", args.quiet)
     text = json.dumps(plain(summary), indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -96,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = Console(file=sys.stdout)
     console.print(f"{title}\n{len(log):,} requests, KV cache of {placed.kv_capacity_tokens:,} tokens")
-    console.print(_table(summary["metrics"]))
+    console.print(_table(metrics, summary.get("repeated")))
     for warning in _warnings(summary, simulated.saturated):
         console.print(f"warning: {warning}")
     print(f"scatter plot: {out / 'scatter.png'}")
@@ -104,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stem(path: str) -> str:
-    return Path(path).name.split(".")[0] or "log"
+    return Path(path.removesuffix(".gz")).stem or "log"
 
 
 def _requests(log: Any, times: Any) -> Any:
@@ -117,20 +139,34 @@ def _requests(log: Any, times: Any) -> Any:
     return pd.DataFrame(columns | {f"simulated_{name}": values for name, values in times.items()})
 
 
-def _table(metrics: dict[str, Any]) -> "Table":
+def _figures(simulated: Any, metrics: Any) -> dict[str, Any]:
+    """What is told of one seed: statistics of each metric, and whether it was saturated."""
+    from qlm_sim.validation.comparison import statistics
+
+    told = {name: statistics(simulated.times[name]) for name in metrics}
+    return told | {"saturated": simulated.saturated, "saturation": simulated.saturation}
+
+
+def _table(metrics: dict[str, Any], repeated: dict[str, Any] | None) -> "Table":
     from qlm_sim.cli.tables import plain_table
     from qlm_sim.report.comparison import NOTHING, seconds
 
-    table = plain_table("metric", "", "real", "simulated", "error", "MAPE of requests")
+    over_seeds = [f"over {repeated['repeats']} seeds"] if repeated else []
+    table = plain_table("metric", "", "real", "simulated", *over_seeds, "error", "MAPE of requests")
     for name, each in metrics.items():
         for place, statistic in enumerate(each["real"]):
             error = each["error"][statistic]
             first = place == 0
+            chance = []
+            if repeated:
+                mean, half_width = repeated[name][statistic], repeated["ci95"][name][statistic]
+                chance = [f"{seconds(mean)} ±{seconds(half_width)}"]
             table.add_row(
                 _TITLES[name] if first else "",
                 statistic,
                 seconds(each["real"][statistic]),
                 seconds(each["simulated"][statistic]),
+                *chance,
                 NOTHING if error is None else f"{error:+.1%}",
                 f"{each['mape']:.1%}" if first and each["mape"] is not None else "",
                 end_section=place == len(each["real"]) - 1,

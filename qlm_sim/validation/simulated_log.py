@@ -94,6 +94,15 @@ def simulate_log(
     )
 
 
+def dealt_anew(log: RequestLog, seed: int) -> RequestLog:
+    """The same load on another day: the log's lengths, dealt out by chance among its arrivals. Nothing of it
+    is measured."""
+    order = np.random.default_rng(seed).permutation(len(log))
+    return replace(
+        log, prompt_tokens=log.prompt_tokens[order], output_tokens=log.output_tokens[order], measured={}
+    )
+
+
 def _check_lengths(log: RequestLog, placed: ModelOnInstance) -> None:
     lengths = log.prompt_tokens + log.output_tokens
     row = int(lengths.argmax())

@@ -76,6 +76,27 @@ def test_less_kv_cache_makes_requests_wait(log: pd.DataFrame, capsys: pytest.Cap
     )
 
 
+def test_seeds_tell_what_is_chance(log: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    found = summary(f"validate log.csv {ENGINE} --repeat 4 --json --quiet", capsys)
+    again = found["repeated"]
+    assert again["repeats"] == 4
+    for name, each in found["metrics"].items():
+        assert again[name]["mean"] == pytest.approx(each["simulated"]["mean"], rel=0.5)
+        assert again["ci95"][name]["mean"] > 0
+    assert main(f"validate log.csv {ENGINE} --repeat 4 --quiet".split()) == 0
+    assert "over 4 seeds" in capsys.readouterr().out
+
+
+def test_requests_of_one_length_leave_nothing_to_chance(
+    log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.assign(prompt=300, output=40).to_csv("log.csv", index=False)
+    found = summary(f"validate log.csv {ENGINE} --repeat 3 --json --quiet", capsys)
+    for name, each in found["metrics"].items():
+        assert found["repeated"][name] == pytest.approx(each["simulated"])
+        assert found["repeated"]["ci95"][name]["p99"] == pytest.approx(0.0, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -83,6 +104,7 @@ def test_less_kv_cache_makes_requests_wait(log: pd.DataFrame, capsys: pytest.Cap
         ("log.csv --gpu B200 --model mistral-7b", "GPU 'B200' is not known"),
         ("log.csv --gpu A10 --model mistral-7b --engine tgi-2", "engine 'tgi-2' is not known"),
         ("log.csv --gpu A10 --model mistral-7b --count 0", "--count: found 0"),
+        ("log.csv --gpu A10 --model mistral-7b --repeat 0", "--repeat: found 0"),
         (
             "log.csv --gpu A10 --model mistral-7b --num-gpu-blocks 20",
             "tokens, and the engine takes 320",
