@@ -87,6 +87,8 @@ class Setup:
     """A run of each policy for each."""
     engine_env: Mapping[str, Mapping[str, str]] | None = None
     """Of the servers of one engine, such as the GPU that it may use."""
+    one_by_one: bool = False
+    """Whether no two servers start at once: each measures what memory of a GPU is free."""
     cores: Mapping[str, int] | None = None
     """By engine: the CPU that it has to itself, as far as other engines go, and shares with its server."""
 
@@ -202,6 +204,8 @@ def _start_servers(
             servers.append(server.pid)
             urls[engine][model] = f"http://127.0.0.1:{port}"
             started.append((server, urls[engine][model], Path(log.name)))
+            if setup.one_by_one:
+                _until_healthy(*started[-1])
         for server, url, path in started:
             _until_healthy(server, url, path)
         if turn < max(map(len, setup.engines.values())) - 1:
