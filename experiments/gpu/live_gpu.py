@@ -16,9 +16,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from live_vllm import Burst, Setup, measure, write
-
 
 def server_flags(args: argparse.Namespace, engines_on_a_gpu: int) -> list[str]:
     """Of every vLLM server."""
@@ -30,6 +27,9 @@ def server_flags(args: argparse.Namespace, engines_on_a_gpu: int) -> list[str]:
 
 
 def main() -> None:
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from live_vllm import Burst, Setup, measure, write
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vllm-python", required=True, metavar="PYTHON", help="an interpreter that has vLLM")
     parser.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER", help="repeatable")
