@@ -9,7 +9,7 @@ from qlm_sim.workload.files import text_chunks
 _FORMS: tuple[tuple[str, Callable[[int, int], int]], ...] = (
     (r'vllm:cache_config_info\{[^}]*\bnum_gpu_blocks="(\d+)"', lambda number, block_size: number),
     (r"# (?:GPU|CUDA|cuda) blocks: ([\d,]+)", lambda number, block_size: number),
-    (r"\bnum_gpu_blocks(?:_override)?[ :=]+([\d,]+)", lambda number, block_size: number),
+    (r"\bnum_gpu_blocks(?:_override)?(?: is)?[ :=]+([\d,]+)", lambda number, block_size: number),
     (r"KV cache size: ([\d,]+) tokens", lambda number, block_size: number // block_size),
 )
 """What vLLM writes, by version: metrics of all, V0's log, V1's log in debug mode, V1's log."""

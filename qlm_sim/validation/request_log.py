@@ -7,7 +7,7 @@ recognises columns by their names. Knows nothing of engines or simulations.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,8 +109,8 @@ def read_request_log(path: str) -> RequestLog:
     if table.rows == 0:
         raise InputError(f"{path}: the file holds no request")
     arrival_s = _moments(table, *columns["arrival_s"])
-    prompt = table.whole_numbers(columns["prompt_tokens"][0])
-    output = table.whole_numbers(columns["output_tokens"][0])
+    prompt = _counts(table, columns["prompt_tokens"][0])
+    output = _counts(table, columns["output_tokens"][0])
     measured = {name: _times(table, *columns[name]) for name in METRICS if name in columns}
     for name, moment in (("ttft_s", "first_token_at_s"), ("e2e_s", "finished_at_s")):
         if name not in measured and moment in columns:
@@ -177,6 +177,11 @@ def _open(path: str) -> tuple[Table, dict[str, tuple[str, float]], list[str]]:
         return table, _columns(list(table.found)), notes
     if start.startswith(b"{"):
         found = read_jsonl(path, ()).found
+        if "mean_ttft_ms" in found:
+            raise InputError(
+                f"{path}: several results of vllm bench serve (--append-result); "
+                "a file for each, with --save-detailed, would be right"
+            )
         columns = _columns(list(found))
         return read_jsonl(path, _wanted(columns)), columns, notes
     columns = _columns(csv_header(path))
@@ -222,7 +227,7 @@ def _is_one_object(path: str) -> bool:
         first = next(filter(bytes.strip, file), b"")
         rest = file.read(1 << 12).strip()
     if not rest:
-        return b'"input_lens"' in first or b'"ttfts"' in first
+        return any(key in first for key in (b'"input_lens"', b'"ttfts"', b'"mean_ttft_ms"'))
     try:
         json.loads(first)
     except ValueError:
@@ -323,18 +328,34 @@ def _since(table: Table, column: tuple[str, float], arrival_s: Floats) -> Floats
     return found
 
 
+def _counts(table: Table, column: str) -> NDArray[np.int64]:
+    """Whole numbers of 0 or more; 0 for an empty cell, as a failed request's is."""
+    cells = [0 if _is_empty(cell) else cell for cell in _cells(table, column)]
+    return replace(table, columns={column: cells}).whole_numbers(column)
+
+
+def _cells(table: Table, column: str) -> list[object]:
+    cells = table.columns[column]
+    return list(cells) if isinstance(cells, Sequence) else cells.to_pylist()
+
+
+def _is_empty(cell: object) -> bool:
+    """Whether the cell is blank, null or NaN, which some writers put where there is nothing."""
+    if isinstance(cell, str):
+        return cell.strip().lower() in ("", "nan")
+    return cell is None or cell != cell
+
+
 def _times(table: Table, column: str, unit_s: float) -> Floats:
     """Seconds of 0 or more; NaN for an empty cell."""
-    cells = table.columns[column]
-    values = list(cells) if isinstance(cells, Sequence) else cells.to_pylist()
     seconds = np.full(table.rows, np.nan)
-    for row, cell in enumerate(values):
-        if cell is None or cell == "":
+    for row, cell in enumerate(_cells(table, column)):
+        if _is_empty(cell):
             continue
         try:
             if isinstance(cell, bool):
                 raise ValueError
-            seconds[row] = float(cell) * unit_s
+            seconds[row] = float(cell) * unit_s  # type: ignore[arg-type]
         except (TypeError, ValueError):
             seconds[row] = -1.0
         if not 0 <= seconds[row] < float("inf"):

@@ -10,6 +10,10 @@ from qlm_sim.validation.engine_log import num_gpu_blocks
     ("text", "blocks"),
     [
         ("INFO 01-01 gpu_executor.py:84] # GPU blocks: 7448, # CPU blocks: 512\n", 7448),
+        (
+            "DEBUG [loggers.py:352] cache_config_info with initialization after num_gpu_blocks is: 7438\n",
+            7438,
+        ),
         ("INFO [kv_cache_utils.py:829] GPU KV cache size: 412,304 tokens\n", 25769),
         ("GPU KV cache size: 1,600 tokens\nGPU KV cache size: 3,200 tokens\n", 200),
         ('vllm:cache_config_info{block_size="16",num_gpu_blocks="7438",sliding_window="None"} 1.0\n', 7438),

@@ -75,6 +75,16 @@ def test_a_vllm_bench_serve_result_is_read(tmp_path):
     same(read_request_log(str(path)))
 
 
+@pytest.mark.parametrize("nothing", ["", "NaN"])
+def test_what_a_failed_request_lacks_may_be_blank_or_nan(nothing, tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(f"arrival,prompt,output,ttft\n0,9,5,0.1\n1,9,{nothing},{nothing}\n2,9,5,{nothing}\n")
+    log = read_request_log(str(path))
+    assert log.arrival_s.tolist() == [0, 2]
+    assert log.measured["ttft_s"] == pytest.approx([0.1, np.nan], nan_ok=True)
+    assert "1 of 3 requests are left out" in log.notes[0]
+
+
 def bench(tmp_path, e2e, **settings):
     """Start times as read from a result that does not say them: requests of two tokens, e2e as given."""
     path = tmp_path / "bench.json"
@@ -205,6 +215,8 @@ BENCH = '{"input_lens": [5, 5], "output_lens": [1, 1], "ttfts": [%s], "itls": [%
         ("arrival,prompt,output,ttft,e2e\n0,1,9,35.5,3.3\n", "line 2: the first token takes 35.5 s"),
         ("", "the file is empty"),
         ('{"ttfts": [1]}', "no list input_lens, output_lens, itls"),
+        ('{"mean_ttft_ms": 10.5}', "vllm bench serve --save-result --save-detailed holds one per request"),
+        ('{"mean_ttft_ms": 10.5}\n{"mean_ttft_ms": 9.5}', "several results of vllm bench serve"),
         (BENCH % ("0.1, null", "[], []"), "ttfts of request 2: None; a number would be right"),
         (BENCH % ("0.1, 0.2", "0.1, 0.1"), "itls of request 1: 0.1; a list of numbers would be right"),
         ("arrival,prompt,output,ttft\n0,1,1,\n", "the columns of measured times are empty"),
