@@ -16,6 +16,7 @@ from qlm_sim.core.types import InstanceSpec, Lso
 from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.metrics.repeats import combine
 from qlm_sim.metrics.run import PolicyRun, conclude
+from qlm_sim.models.engines import EngineVersion, load_engine
 from qlm_sim.plan_log import PlanLog
 from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
 from qlm_sim.solver.inline import InlineSolver
@@ -33,6 +34,12 @@ Report = Callable[[int], None]
 def policies_of(scenario: Scenario) -> tuple[str, ...]:
     """The policies that a scenario runs."""
     return scenario.scheduler.policies or tuple(POLICIES)
+
+
+def engine_versions(scenario: Scenario) -> list[EngineVersion]:
+    """The versions of the scenario's engines, each once, by name."""
+    names = {load_engine(group.engine).name for group in scenario.cluster}
+    return [load_engine(name) for name in sorted(names)]
 
 
 def scenario_trace(
@@ -75,6 +82,11 @@ def scenario_workload(
             f"prefix caching is on, but trace {trace.name} does not tell which requests begin alike: "
             "only those that resume find their own blocks"
         )
+    notes += [
+        f"{engine.name} ran vLLM's V0 scheduler, which is simulated by V1's rules"
+        for engine in engine_versions(scenario)
+        if engine.scheduler == "v0"
+    ]
     return workload, notes
 
 

@@ -48,6 +48,7 @@ class RealEngine:
             "model": self.model.name,
             "tp": self.tp,
             "engine": self.version.name,
+            "engine_scheduler": self.version.scheduler,
             "max_num_seqs": self.config.max_num_seqs,
             "max_num_batched_tokens": self.config.max_num_batched_tokens,
             "block_size": self.config.block_size,
@@ -107,7 +108,11 @@ def real_engine(args: argparse.Namespace) -> RealEngine:
         blocks = num_gpu_blocks(args.engine_log, settings.get("block_size", EngineConfig().block_size))
         settings["num_gpu_blocks"] = blocks
     gpu, version = load_gpu(args.gpu), load_engine(args.engine or DEFAULT_ENGINE)
-    config = EngineConfig(**(default_limits(gpu.title, gpu.memory_bytes.value) | settings))
+    limits = default_limits(gpu.title, gpu.memory_bytes.value)
+    if (budget := settings.get("max_num_batched_tokens")) is not None:  # a default gives way, as in vLLM
+        limits["max_num_seqs"] = min(limits["max_num_seqs"], budget)
+    settings["scheduler_reserve_full_isl"] = version.reserves_whole_prompt
+    config = EngineConfig(**(limits | settings))
     if config.max_num_batched_tokens < config.max_num_seqs:
         raise InputError(
             f"--max-num-batched-tokens: found {config.max_num_batched_tokens}, expected at least "

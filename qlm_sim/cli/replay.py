@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         from qlm_sim.config import table_of
         from qlm_sim.config.toml import toml_text
         from qlm_sim.event_log import is_event_log
-        from qlm_sim.replay import policies_of, replay_repeatedly
+        from qlm_sim.replay import engine_versions, policies_of, replay_repeatedly
         from qlm_sim.report.table import print_comparison
         from qlm_sim.report.why import explained
         from qlm_sim.report.write import check_output, summary_json, write_results
@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(summary_json(runs, table))
     else:
         print_comparison(runs, Console(file=sys.stdout))
+        print(f"engine: {', '.join(each.name for each in engine_versions(scenario))}")
         print(f"results: {out}" if args.no_report else f"report: {out / 'report.html'}")
     return 0
 

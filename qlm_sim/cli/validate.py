@@ -20,7 +20,7 @@ _EXAMPLES = """examples:
   qlm-sim validate requests.jsonl --gpu my-gpu.toml --model path/to/config.json --engine-log vllm.log
 """
 
-_TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E", "queue_s": "queue"}
+_TITLES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
 
 
 def add_to(commands: Commands) -> None:
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = Console(file=sys.stdout)
     console.print(f"{title}\n{len(log):,} requests, KV cache of {placed.kv_capacity_tokens:,} tokens")
-    console.print(_table(metrics, summary.get("repeated")))
+    console.print(_table(metrics, summary["real_queue_s"], summary.get("repeated")))
     for warning in _warnings(summary, simulated.saturated):
         console.print(f"warning: {warning}")
     print(f"scatter plot: {out / 'scatter.png'}")
@@ -147,7 +147,9 @@ def _figures(simulated: Any, metrics: Any) -> dict[str, Any]:
     return told | {"saturated": simulated.saturated, "saturation": simulated.saturation}
 
 
-def _table(metrics: dict[str, Any], repeated: dict[str, Any] | None) -> "Table":
+def _table(
+    metrics: dict[str, Any], real_queue_s: dict[str, float] | None, repeated: dict[str, Any] | None
+) -> "Table":
     from qlm_sim.cli.tables import plain_table
     from qlm_sim.report.comparison import NOTHING, seconds
 
@@ -171,6 +173,9 @@ def _table(metrics: dict[str, Any], repeated: dict[str, Any] | None) -> "Table":
                 f"{each['mape']:.1%}" if first and each["mape"] is not None else "",
                 end_section=place == len(each["real"]) - 1,
             )
+    for place, (statistic, value) in enumerate((real_queue_s or {}).items()):
+        not_simulated = [NOTHING] * (2 + len(over_seeds))
+        table.add_row("" if place else "queue", statistic, seconds(value), *not_simulated, "")
     return table
 
 
@@ -178,6 +183,8 @@ def _warnings(summary: dict[str, Any], saturated: bool) -> list[str]:
     found = [summary["saturation"]] if saturated else []
     if summary["unfinished"]:
         found.append(f"{summary['unfinished']:,} requests did not finish in the simulation and are left out")
+    if summary["engine_scheduler"] == "v0":
+        found.append(f"{summary['engine']} ran vLLM's V0 scheduler, which is simulated by V1's rules")
     if summary["kernels"]["kind"] == "estimate":
         found.append(f"the GPU's figures are estimates: {summary['kernels']['source']}")
     return found

@@ -13,6 +13,8 @@ from qlm_sim.errors import InputError
 from qlm_sim.models.hardware import Coefficient
 
 DEFAULT_ENGINE = "vllm-0.11"
+WHOLE_PROMPT_SINCE = (0, 19)
+"""The first version of vLLM whose scheduler_reserve_full_isl is on unless it is turned off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,9 @@ class EngineVersion:
 
     name: str
     scheduler: str
-    """"v0" or "v1": which of vLLM's schedulers the version runs."""
+    """"v0" or "v1": which of vLLM's schedulers the version runs. V1's rules are simulated for both."""
+    reserves_whole_prompt: bool
+    """Whether scheduler_reserve_full_isl (see EngineConfig) is on by default."""
     iteration_s: Coefficient
     workers_s: Coefficient
     """Further seconds per iteration where each of several GPUs has a process of its own."""
@@ -53,6 +57,7 @@ def load_engine(name: str) -> EngineVersion:
     return EngineVersion(
         name=f"vllm-{match[1]}",
         scheduler=str(row["scheduler"]),
+        reserves_whole_prompt=_numbers(match[1]) >= WHOLE_PROMPT_SINCE,
         iteration_s=Coefficient(**row["iteration_s"]),  # type: ignore[arg-type]
         workers_s=Coefficient(**row["workers_s"]),  # type: ignore[arg-type]
         sequence_s=Coefficient(**row["sequence_s"]),  # type: ignore[arg-type]

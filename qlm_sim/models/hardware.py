@@ -252,7 +252,7 @@ def _keys(table: Mapping[str, Any], wanted: set[str], where: str) -> None:
 
 def _positive(table: Mapping[str, Any], key: str, where: str) -> float:
     value = table[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise InputError(f"{where}: {key} = {value!r}; a number above 0 is wanted")
     return float(value)
 

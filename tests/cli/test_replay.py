@@ -59,6 +59,7 @@ def test_table_is_printed_and_the_last_line_tells_where_the_report_is(
     assert output.err == ""
     assert "SLO met" in output.out
     assert "edf" in output.out
+    assert output.out.splitlines()[-2] == "engine: vllm-0.11"
     assert output.out.splitlines()[-1] == "report: runs/multi-model/report.html"
     assert Path("runs/multi-model/report.html").exists()
 
@@ -292,3 +293,18 @@ def test_milp_says_once_and_counts_which_plans_were_too_large_for_it(
     notes = [line for line in capsys.readouterr().err.splitlines() if "large for solver milp" in line]
     assert len(notes) == 1
     assert f"{figures['plan_fallbacks']} of {figures['plans']} plans" in notes[0]
+
+
+def test_an_engine_version_whose_scheduler_is_not_simulated_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["scenario", "init", "old.toml"]) == 0
+    scenario = Path("old.toml")
+    scenario.write_text(scenario.read_text().replace('# engine = "vllm-0.11" ', 'engine = "vllm-0.6" '))
+    capsys.readouterr()
+    assert (
+        main(["replay", "--scenario", "old.toml", "--requests", "5", "--policy", "vllm", "--no-report"]) == 0
+    )
+    output = capsys.readouterr()
+    assert "vllm-0.6 ran vLLM's V0 scheduler, which is simulated by V1's rules" in output.err
+    assert "engine: vllm-0.6\n" in output.out

@@ -132,6 +132,32 @@ def test_errors_are_over_requests_that_have_both_times() -> None:
     assert compare(np.array([np.nan]), np.array([1.0])) is None
 
 
+def test_a_default_of_sequences_gives_way_to_a_small_token_budget(
+    log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in vLLM: what is given is kept, what is not is lowered to it."""
+    found = summary(f"validate log.csv {ENGINE} --max-num-batched-tokens 100 --json --quiet --out o", capsys)
+    assert (found["max_num_seqs"], found["max_num_batched_tokens"]) == (100, 100)
+
+
+def test_another_scheduler_than_the_simulated_one_is_told(
+    log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(f"validate log.csv {ENGINE} --engine vllm-0.6.3 --quiet --out o".split()) == 0
+    assert "vllm-0.6.3 ran vLLM's V0 scheduler" in capsys.readouterr().out
+    assert summary(f"validate log.csv {ENGINE} --json --quiet --out o", capsys)["engine_scheduler"] == "v1"
+
+
+def test_measured_queue_times_are_shown_beside_no_simulated_ones(
+    log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.assign(queue=2.5).drop(columns=["ttft", "e2e"]).to_csv("queue.csv", index=False)
+    capsys.readouterr()
+    assert main(f"validate queue.csv {ENGINE} --quiet --out o".split()) == 0
+    assert "queue   mean  2.50 s" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(not LOG.is_file(), reason=f"no measured log: set QLM_DATA ({LOG} is absent)")
 def test_a_real_log_is_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

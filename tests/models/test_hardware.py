@@ -93,6 +93,7 @@ def test_own_profile_is_read_from_its_path(tmp_path):
         ("kv_efficiency = 0.78\n", "", "missing: kv_efficiency"),
         ("products_efficiency = [0.85, ", "products_efficiency = [", f"wanted {len(TOKEN_GRID)} shares"),
         ("name = ", "name ", "not readable as TOML"),
+        ("value = 2.3687e+10", "value = inf", "memory_bytes: value = inf; a number above 0"),
     ],
 )
 def test_bad_profile_is_refused_with_file_and_key(tmp_path, old, new, message):
@@ -112,6 +113,8 @@ def test_engine_versions_take_the_row_that_began_last():
     assert load_engine("vllm-0.7.3").scheduler == "v0"
     assert load_engine("vllm").scheduler == "v1"
     assert load_engine("vllm-0.11").name == "vllm-0.11"
+    assert not load_engine("vllm-0.18.2").reserves_whole_prompt
+    assert load_engine("vllm-0.19").reserves_whole_prompt
 
 
 @pytest.mark.parametrize(("name", "message"), [("tgi-2", "vllm-VERSION"), ("vllm-0.1", "too old")])
