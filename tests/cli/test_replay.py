@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
@@ -308,3 +309,15 @@ def test_an_engine_version_whose_scheduler_is_not_simulated_is_told(
     output = capsys.readouterr()
     assert "vllm-0.6 ran vLLM's V0 scheduler, which is simulated by V1's rules" in output.err
     assert "engine: vllm-0.6\n" in output.out
+
+
+@pytest.mark.parametrize("policy", ["qlm", "clairvoyant"])
+def test_leaps_and_single_steps_make_the_same_plans(policy: str) -> None:
+    """Their sums differ in the last digits; where KV blocks are short, those once decided between plans."""
+    short = "--gpu A100-80 --count 1 --model llama-2-7b --rate 10 --num-gpu-blocks 600 --seed 77"
+    ended = []
+    for engine in ("leap", "stepping"):
+        flags = f"--requests 200 --policy {policy} --engine {engine} --out {engine} --no-report --quiet"
+        assert main(["replay", *short.split(), *flags.split()]) == 0
+        ended.append(pd.read_parquet(f"{engine}/requests.parquet").finished_s)
+    np.testing.assert_allclose(*ended, rtol=1e-9)
