@@ -1,6 +1,7 @@
 """Laws of the summary: counts add up, attainment is what a hand count gives, percentiles are numpy's."""
 
 import math
+from heapq import heappop, heappush
 
 import numpy as np
 import pytest
@@ -134,6 +135,44 @@ def single_server(load: float, requests: int, seed: int) -> RunRecorder:
 def test_a_queue_is_called_saturated_when_its_load_is_above_one_and_not_when_below(seed):
     assert not saturation(single_server(0.7, 2000, seed).requests()).saturated
     assert saturation(single_server(1.25, 2000, seed).requests()).saturated
+
+
+def shared_server(load: float, requests: int, seed: int) -> RunRecorder:
+    """A server shared by all that are there, each of whom gets a first token at once: nobody ever waits."""
+    rng = np.random.default_rng(seed)
+    arrive = np.cumsum(rng.exponential(1 / load, requests)).tolist()
+    work, ends = rng.exponential(1.0, requests).tolist(), [0.0] * requests
+    now, done, number = 0.0, 0.0, 0
+    present: list[tuple[float, int]] = []
+    while number < requests or present:
+        due = now + (present[0][0] - done) * len(present) if present else math.inf
+        if number < requests and arrive[number] <= due:
+            done += (arrive[number] - now) / len(present) if present else 0.0
+            now = arrive[number]
+            heappush(present, (done + work[number], number))
+            number += 1
+        else:
+            done, leaving = heappop(present)
+            now = ends[leaving] = due
+    recorder = RunRecorder()
+    for n, (at, end) in enumerate(zip(arrive, ends, strict=True)):
+        served(recorder, f"r{n}", "quick", at, at, end, 2)
+    return recorder
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_is_saturated_too_where_nobody_waits_but_ever_more_run(seed):
+    assert not saturation(shared_server(0.7, 2000, seed).requests()).saturated
+    verdict = saturation(shared_server(1.25, 2000, seed).requests())
+    assert verdict.saturated
+    assert "wait or run" in verdict.sentence
+
+
+def test_requests_that_stay_as_long_as_the_arrivals_last_are_no_saturation():
+    recorder = RunRecorder()
+    for n in range(200):
+        served(recorder, f"r{n}", "quick", float(n), float(n), n + 150.0, 2)
+    assert not saturation(recorder.requests()).saturated
 
 
 def test_a_burst_is_saturated_however_short():
