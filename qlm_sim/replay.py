@@ -192,6 +192,7 @@ def _run(job: _Run, report: Report) -> PolicyRun:
         replace(
             scenario.engine,
             scheduling_policy=policy.engine_scheduling or scenario.engine.scheduling_policy,
+            scheduler_reserve_full_isl=_reserves_whole_prompt(scenario),
         ),
         make_core(job.policy, job.instances, settings),
         log,
@@ -204,6 +205,13 @@ def _run(job: _Run, report: Report) -> PolicyRun:
     if scheduler.solver == DEFAULT_SOLVER:
         return run
     return replace(run, summary=run.summary | {"plans": solver.plans, "plan_fallbacks": solver.fallbacks})
+
+
+def _reserves_whole_prompt(scenario: Scenario) -> bool:
+    told = scenario.engine.scheduler_reserve_full_isl
+    if told is not None:
+        return told
+    return all(version.reserves_whole_prompt for version in engine_versions(scenario))
 
 
 def _sparse(report: Report) -> Callable[[int, int], None]:

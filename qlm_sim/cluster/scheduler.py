@@ -39,7 +39,7 @@ class Scheduler:
         self.longest_context = min(profile.max_model_len, self.blocks * config.block_size)
         """Most tokens, prompt and output, of one request."""
         self._by_priority = config.scheduling_policy == "priority"
-        self._whole_prompt = config.scheduler_reserve_full_isl
+        self._whole_prompt = bool(config.scheduler_reserve_full_isl)
         self.waiting = waiting_queue(config.scheduling_policy)
         self.running: dict[str, SimRequest] = {}
         """Admitted requests by id, in order of admission."""

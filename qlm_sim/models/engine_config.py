@@ -19,9 +19,9 @@ class EngineConfig:
     """Longest prompt + output in tokens; None takes the model's own."""
     scheduling_policy: str = "fcfs"
     """Order of requests that wait inside the engine: "fcfs" or "priority"."""
-    scheduler_reserve_full_isl: bool = False
-    """Admit a request only where its whole prompt fits the free KV blocks, not just its first chunk.
-    vLLM 0.19 and later do so by default."""
+    scheduler_reserve_full_isl: bool | None = None
+    """Admit a request only where its whole prompt fits the free KV blocks, not just its first chunk. None
+    does as the engine's version (0.19 and later do), where it is known, and else does not."""
     watermark: float = 0.0
     """Share of the KV blocks to keep free when a waiting request is admitted beside running ones."""
     enable_prefix_caching: bool = False

@@ -296,6 +296,25 @@ def test_milp_says_once_and_counts_which_plans_were_too_large_for_it(
     assert f"{figures['plan_fallbacks']} of {figures['plans']} plans" in notes[0]
 
 
+def test_newer_engines_admit_by_whole_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    """As vLLM's scheduler_reserve_full_isl, which is on from 0.19; a scenario may say otherwise."""
+    assert main(["scenario", "init", "new.toml"]) == 0
+    scenario = Path("new.toml")
+    small = "--num-gpu-blocks 400 --rate 60 --policy edf"
+    told = []
+    for version, said in (("0.11", ""), ("0.32", ""), ("0.32", "scheduler_reserve_full_isl = false\n")):
+        text = scenario.read_text().replace("[engine]\n", f"[engine]\n{said}")
+        text = text.replace('# engine = "vllm-0.11" ', f'engine = "vllm-{version}" ')
+        Path("one.toml").write_text(text)
+        flags = f"--scenario one.toml {small} --requests 300 --quiet --no-report --json"
+        capsys.readouterr()
+        assert main(["replay", *flags.split()]) == 0
+        told.append(json.loads(capsys.readouterr().out)["policies"]["edf"]["preemptions"])
+    by_chunks, by_prompts, told_otherwise = told
+    assert by_prompts < by_chunks
+    assert told_otherwise >= by_chunks * 0.8
+
+
 def test_an_engine_version_whose_scheduler_is_not_simulated_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
