@@ -1,7 +1,6 @@
 """What a scenario asks of its cluster, in tables: requests, memory, and load against capacity."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -11,28 +10,13 @@ from qlm_sim.cli.tables import plain_table
 from qlm_sim.config import Scenario
 from qlm_sim.config.instances import GIB, instances, scenario_model
 from qlm_sim.config.scenario import ClusterConfig
-from qlm_sim.core.types import InstanceSpec, ModelOnInstance
-from qlm_sim.estimator.lengths import LengthStatistics
-from qlm_sim.estimator.service import group_service
+from qlm_sim.core.types import InstanceSpec
 from qlm_sim.models.hardware import load_gpu
 from qlm_sim.models.step_time import kv_bytes_per_gpu_token
+from qlm_sim.offered_load import Demand, capacity_rps, demands, offered_load
 from qlm_sim.replay import scenario_trace, scenario_workload
 from qlm_sim.report.comparison import number, percent, seconds
-from qlm_sim.solver.load import least_load
 from qlm_sim.workload.workload import Workload
-
-
-@dataclass(frozen=True, slots=True)
-class _Demand:
-    """What requests ask for one model."""
-
-    rate_rps: float
-    prompt_tokens: float
-    """Mean."""
-    output: LengthStatistics
-
-
-_Demands = Mapping[str, _Demand]
 
 
 def explain(scenario: Scenario, console: Console) -> None:
@@ -40,7 +24,7 @@ def explain(scenario: Scenario, console: Console) -> None:
     specs = instances(scenario)
     notes: list[str] = []
     workload, more = scenario_workload(scenario, specs, scenario_trace(scenario, notes.append))
-    demand = _demand(workload)
+    demand = demands(workload)
     first = _first_of_each_group(scenario, specs)
     console.print(f"{scenario.name}: {scenario.description}" if scenario.description else scenario.name)
     console.print(_requests(scenario, workload))
@@ -48,23 +32,9 @@ def explain(scenario: Scenario, console: Console) -> None:
     console.print(_instances(scenario, specs))
     for group, spec in zip(scenario.cluster, first, strict=True):
         console.print(_models(scenario, group, spec, demand))
-    console.print(_load(scenario, first, demand))
+    console.print(_load(specs, demand))
     for note in notes + more:
         console.print(f"note: {note}")
-
-
-def _demand(workload: Workload) -> _Demands:
-    span_s = float(workload.arrival_s[-1] - workload.arrival_s[0]) or 1.0
-    demand = {}
-    for index, name in enumerate(workload.models):
-        rows = workload.model_index == index
-        count = int(rows.sum())
-        if count:
-            output = workload.output_tokens[rows].astype(float)
-            lengths = LengthStatistics(count, float(output.sum()), float((output**2).sum()))
-            prompt = float(workload.prompt_tokens[rows].mean())
-            demand[name] = _Demand(count / span_s, prompt, lengths)
-    return demand
 
 
 def _first_of_each_group(scenario: Scenario, specs: Sequence[InstanceSpec]) -> list[InstanceSpec]:
@@ -107,7 +77,9 @@ def _instances(scenario: Scenario, specs: Sequence[InstanceSpec]) -> Table:
     return table
 
 
-def _models(scenario: Scenario, group: ClusterConfig, spec: InstanceSpec, demand: _Demands) -> Table:
+def _models(
+    scenario: Scenario, group: ClusterConfig, spec: InstanceSpec, demand: Mapping[str, Demand]
+) -> Table:
     """What each model leaves of a GPU's memory, and how fast it is served and swapped in."""
     gpu = load_gpu(group.gpu)
     utilization = scenario.engine.gpu_memory_utilization
@@ -128,32 +100,15 @@ def _models(scenario: Scenario, group: ClusterConfig, spec: InstanceSpec, demand
             f"{budget - weights - kv:.1f}",
             f"{deployed.kv_capacity_tokens:,}",
             f"{deployed.max_model_len:,}",
-            number(_capacity_rps(deployed, demand[name])) if name in demand else "",
+            number(capacity_rps(deployed, demand[name])) if name in demand else "",
             seconds(deployed.swap_in_s),
             seconds(deployed.load_s),
         )
     return table
 
 
-def _capacity_rps(deployed: ModelOnInstance, demand: _Demand) -> float:
-    """Requests per second of an instance that serves this model alone, its batch always full."""
-    service = group_service(deployed, demand.prompt_tokens, demand.output)
-    return 1 / (service.prefill_s + service.decode_s)
-
-
-def _load(scenario: Scenario, first: Sequence[InstanceSpec], demand: _Demands) -> str:
-    load = least_load(
-        {name: each.rate_rps for name, each in demand.items()},
-        {
-            spec.id: {
-                name: _capacity_rps(model, demand[name])
-                for name, model in spec.models.items()
-                if name in demand
-            }
-            for spec in first
-        },
-        {spec.id: group.count for spec, group in zip(first, scenario.cluster, strict=True)},
-    )
+def _load(specs: Sequence[InstanceSpec], demand: Mapping[str, Demand]) -> str:
+    load = offered_load(demand, specs)
     verdict = (
         "the cluster cannot keep up, requests pile up until arrivals end"
         if load > 1

@@ -41,7 +41,8 @@ def summarise(
     * ``prefix_cache_hit_rate``: share of the prompts' tokens that the engines found in their prefix caches.
       As vLLM counts: the prompt of a resumed request includes what it had generated, and one that comes back
       from a preemption is not counted. None without prefix caching.
-    * ``saturated`` and ``saturation``: see qlm_sim.metrics.saturation.
+    * ``saturated`` and ``saturation``: see qlm_sim.metrics.saturation, and qlm_sim.offered_load, which adds
+      ``offered_load``.
     """
     met = requests.slo_met(slo_classes)
     start_s, stop_s = _window(requests, end_s)

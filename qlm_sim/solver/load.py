@@ -16,6 +16,9 @@ def least_load(
     ``demand_rps`` by model; ``capacity_rps`` by kind and model: requests per second of one instance that
     serves that model alone; ``counts``: instances of each kind. Every model has a kind that serves it.
     """
+    if len(capacity_rps) == 1:
+        ((kind, by_model),) = capacity_rps.items()
+        return sum(rate / by_model[model] for model, rate in demand_rps.items()) / counts[kind]
     import pulp  # here, because it takes long to import and most runs do without
 
     problem = pulp.LpProblem("load", pulp.LpMinimize)

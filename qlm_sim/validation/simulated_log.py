@@ -14,6 +14,7 @@ from qlm_sim.errors import InputError
 from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.metrics.run import conclude
 from qlm_sim.models.engine_config import EngineConfig
+from qlm_sim.offered_load import demands, offered_load, told_of_load
 from qlm_sim.policies import SchedulerSettings, make_core
 from qlm_sim.validation.request_log import Floats, RequestLog
 from qlm_sim.workload.readers import numbered_ids
@@ -81,16 +82,17 @@ def simulate_log(
     )
     run = conclude("vllm", recorder, workload.slo_classes, end.ended_at)
     requests = run.requests
+    summary = told_of_load(run.summary, offered_load(demands(workload), specs), rows)
     return SimulatedLog(
         times={
             "ttft_s": requests.ttft_s + request_s,
             "tpot_s": requests.tpot_s,
             "e2e_s": requests.e2e_s + request_s,
         },
-        saturated=run.summary["saturated"],
-        saturation=run.summary["saturation"],
-        preemptions=run.summary["preemptions"],
-        unfinished=run.summary["unfinished"] + run.summary["rejected"],
+        saturated=summary["saturated"],
+        saturation=summary["saturation"],
+        preemptions=summary["preemptions"],
+        unfinished=summary["unfinished"] + summary["rejected"],
     )
 
 

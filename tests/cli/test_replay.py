@@ -296,6 +296,19 @@ def test_milp_says_once_and_counts_which_plans_were_too_large_for_it(
     assert f"{figures['plan_fallbacks']} of {figures['plans']} plans" in notes[0]
 
 
+@pytest.mark.parametrize(("rate", "saturated"), [(4, False), (20, True)])
+def test_a_run_too_short_to_show_it_is_saturated_by_the_load_offered(
+    rate: int, saturated: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine takes them all in at once: nobody waits, and they are served long after."""
+    flags = f"--gpu A100-80 --count 1 --model llama-2-7b --rate {rate} --requests 200 --policy vllm"
+    capsys.readouterr()
+    assert main(["replay", *flags.split(), "--no-report", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)["policies"]["vllm"]
+    assert (told["offered_load"] > 1) == told["saturated"] == saturated
+    assert (f"ask for {told['offered_load']:.0%} of what" in told["saturation"]) == saturated
+
+
 def test_newer_engines_admit_by_whole_prompts(capsys: pytest.CaptureFixture[str]) -> None:
     """As vLLM's scheduler_reserve_full_isl, which is on from 0.19; a scenario may say otherwise."""
     assert main(["scenario", "init", "new.toml"]) == 0
