@@ -200,11 +200,20 @@ def kernel_text(model: ModelSpec, tp: int, found: Fit, kind: str, source: str) -
     return "\n".join([*lines, f'kind = "{kind}"', f'source = "{source}"', ""])
 
 
+LEAST_LINK = 10e9
+"""Bytes/s of an all-reduce: GPUs that reach each other over PCIe do more."""
+
+
 def link_text(tp: int, latency_s: float, bytes_per_s: float, kind: str, source: str) -> str:
     return (
         f"[[links]]\ntp = {tp}\nlatency_s = {latency_s:.4g}\nbytes_per_s = {bytes_per_s:.4g}\n"
         f'kind = "{kind}"\nsource = "{source}"\n'
     )
+
+
+def slow_link(link: tuple[float, float]) -> str:
+    """A warning, where GPUs were joined by less than a PCIe slot."""
+    return f": {link[1] / 1e9:.1f} GB/s, through the host as it seems" if link[1] < LEAST_LINK else ""
 
 
 def pcie_links(source: str) -> list[str]:
@@ -261,7 +270,7 @@ def fit_aiconfigurator(data: Path, file: str, name: str, also: str | None = None
     write(
         gpu,
         [
-            link_text(tp, *link, "fitted", f"aiconfigurator {name}, vLLM and NCCL")
+            link_text(tp, *link, "fitted", f"aiconfigurator {name}, vLLM and NCCL{slow_link(link)}")
             for tp, link in links.items()
         ]
         + [kernel_text(*entry, "fitted", source) for entry in fits],
