@@ -24,7 +24,7 @@ _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "include_stop_str_in_output",
     "ignore_eos", "skip_special_tokens", "spaces_between_special_tokens", "repetition_penalty",
     "presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "allowed_token_ids", "priority",
-    "user", "vllm_xargs",
+    "user", "vllm_xargs", "cache_salt", "repetition_detection",
 )  # fmt: skip
 """What a resumed attempt keeps of the client's body: what shapes the text and is no part of the prompt."""
 

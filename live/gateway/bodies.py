@@ -160,8 +160,10 @@ def is_pinned(body: Mapping[str, Any], fields: CompletionBody | ChatBody) -> boo
     """Whether a request that has said something cannot be resumed on another engine."""
     if fields.n is not None and fields.n > 1:
         return True
-    if isinstance(fields, ChatBody) and fields.response_format not in (None, {"type": "text"}):
+    if body.get("response_format") not in (None, {"type": "text"}):
         return True
+    if isinstance(fields, CompletionBody) and fields.logprobs is not None:
+        return True  # 0 asks for those of the tokens themselves
     if isinstance(fields, ChatBody) and not is_plain(fields):
         return True  # it would go on from its tokens, without images
     return any(body.get(name) for name in PINNING)

@@ -253,6 +253,22 @@ def test_a_rate_goes_on_when_the_time_begins_anew() -> None:
     assert limit.take(1.5) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("more", "pinned"),
+    [
+        ({}, False),
+        ({"response_format": {"type": "text"}}, False),
+        ({"response_format": {"type": "json_object"}}, True),
+        ({"logprobs": 0}, True),
+    ],
+)
+def test_a_completion_stays_where_its_form_or_its_probabilities_are_known(
+    more: dict[str, Any], pinned: bool
+) -> None:
+    body = {**SHORT, **more}
+    assert is_pinned(body, check(body, COMPLETIONS)) == pinned
+
+
 def test_of_a_message_only_its_texts_are_counted() -> None:
     def tokens_and_characters(content: object) -> tuple[int, int]:
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
