@@ -21,7 +21,7 @@ from live.gateway.intake import Entry, Estimate, Intake
 from live.gateway.job_maker import JobMaker
 from live.gateway.prompts import prompt_characters
 from live.gateway.slo import SloResolver
-from live.gateway.tenants import Tenant, Tenants, check_limits
+from live.gateway.tenants import Tenant, Tenants
 from live.jobs import CHAT, Delta, Failed, Finished, Job, Output, Rejected
 
 PROGRESS_HEADER = "x-qlm-progress"
@@ -89,7 +89,7 @@ class Completions:
         jobs = self._maker.jobs(
             body, fields, self._endpoint, answer_id, slo=slo, tenant=tenant.name, arrived_at=now
         )
-        check_limits(tenant, now, len(jobs))
+        intake.check_limits(tenant, now, len(jobs))
         entries: list[Entry] = []
         try:
             entries.extend(intake.submit(job, tenant, slo) for job in jobs)  # keeps those before a refusal

@@ -14,10 +14,10 @@ from typing import Protocol
 from msgspec import structs
 
 from live.clock import WallClock
-from live.gateway.errors import retry_later
+from live.gateway.errors import ApiError, retry_later
 from live.gateway.fair import FairWindows
 from live.gateway.slo import Slo
-from live.gateway.tenants import Tenant
+from live.gateway.tenants import Tenant, check_limits
 from live.jobs import Failed, Finished, Job, Resume
 from live.ticket import Ticket
 from qlm_sim.core.actions import Action, Pull
@@ -164,6 +164,14 @@ class Intake:
         self._pulled: dict[str, tuple[float, Estimate | None]] = {}
         """By model: the last estimate of a request that an engine had already, and when it was made."""
         service.add_listener(self._settled)
+
+    def check_limits(self, tenant: Tenant, now: float, requests: int) -> None:
+        """Refuse with ApiError 429 what is beyond the tenant's own limits."""
+        try:
+            check_limits(tenant, now, requests)
+        except ApiError as error:
+            self._watcher.refused(tenant.name, f"tenant_{error.code}")
+            raise
 
     def submit(
         self, job: Job, tenant: Tenant, slo: Slo, *, batch: bool = False, resume: Resume | None = None

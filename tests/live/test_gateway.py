@@ -152,6 +152,8 @@ def test_queues_and_rates_have_limits(tmp_path: Path) -> None:
             answers = [gateway.post("/v1/completions", {**SHORT, "stream": True}, key_b) for _ in "12"]
             assert [answer.status for answer in answers] == [200, 429]
             assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
+        for tenant, reason in (("a", "tenant_queue_full"), ("b", "tenant_rate_limit_exceeded")):
+            assert gateway.metric("qlm_refused_total", tenant=tenant, reason=reason) == 1
         large = gateway.post("/v1/completions", {"model": MODEL, "prompt": "x" * 40_000_000}, key_a)
         assert large.status == 413
 
