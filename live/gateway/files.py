@@ -67,12 +67,14 @@ class Files:
             return JsonResponse(file_object(await self._store.add_file(record, _chunks(upload))))
 
     def _limited(self, receive: Receive) -> Receive:
-        """Raises ApiError 413 where more comes: a client need not announce how much it sends."""
+        """Raises ApiError 413 where more comes, announced or not, and 400 where the client goes away."""
         left = self._most_bytes + FORM_BYTES
 
         async def limited() -> Message:
             nonlocal left
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ApiError(400, "The client went away before its file was read.")
             left -= len(message.get("body", b""))
             if left < 0:
                 raise self._too_large()

@@ -227,6 +227,22 @@ async def test_an_upload_that_never_ends_is_refused_at_the_limit(tmp_path: Path)
     assert (refused.value.status, refused.value.code) == (413, "file_too_large")
 
 
+@pytest.mark.anyio
+async def test_a_client_that_goes_away_while_it_uploads_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "live.toml").write_text(engines())
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x")]
+    request = HttpRequest(
+        {"type": "http", "method": "POST", "path": "/v1/files", "headers": headers}, receive
+    )
+    store: Any = None
+    with pytest.raises(ApiError, match="went away"):
+        await Files(load_config(tmp_path / "live.toml"), store, Tenants(())).create(request)
+
+
 def test_a_rate_is_averaged_over_ten_seconds() -> None:
     limit = RateLimit(2.0)
     assert [limit.take(0.0) for _ in range(20)] == [0.0] * 20
