@@ -48,7 +48,7 @@ class CompletionBody(_Common, kw_only=True):
 
 class Message(msgspec.Struct):
     role: str
-    content: Any = None
+    content: str | list[Any] | None = None
     tool_calls: list[Any] | None = None
 
 
@@ -181,5 +181,6 @@ def texts_of(message: Message) -> list[str]:
 
 def is_plain(fields: ChatBody) -> bool:
     """Whether the messages are nothing but text."""
-    with_parts = [each for each in fields.messages if isinstance(each.content, list)]
-    return all(len(texts_of(each)) == len(each.content) for each in with_parts)
+    return all(
+        len(texts_of(each)) == len(each.content) for each in fields.messages if isinstance(each.content, list)
+    )

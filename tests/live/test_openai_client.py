@@ -322,6 +322,7 @@ def test_lists_come_in_pages(client: openai.OpenAI) -> None:
         (lines(1, method="GET"), "invalid_method", 1),
         (lines(1, body={"model": "absent", "messages": [{"role": "user"}]}), "model_not_found", 1),
         (lines(1, body={"model": MODEL, "messages": []}), "invalid_request", 1),
+        (lines(1, body={"model": MODEL, "messages": [{"role": "user", "content": 5}]}), "invalid_request", 1),
     ],
 )
 def test_a_file_that_is_wrong_fails_its_batch(
