@@ -1,5 +1,6 @@
 """The lines of a batch's files: read and checked on the way in, written on the way out."""
 
+import codecs
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -60,6 +61,8 @@ class LineReader:
 
     def _line(self, row: bytes) -> Line | None:
         self._row += 1
+        if self._row == 1:
+            row = row.removeprefix(codecs.BOM_UTF8)  # Windows's editors begin files with it
         if not row.strip() or len(self.errors) >= MOST_ERRORS:
             return None
         try:

@@ -34,3 +34,13 @@ async def test_lines_are_the_same_wherever_the_pieces_are_cut(piece: int, end: b
         ("invalid_json_line", 6),
         ("duplicate_custom_id", 7),
     ]
+
+
+@pytest.mark.anyio
+async def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield "\ufeff".encode() + file_of(2)
+
+    reader = LineReader(ENDPOINT, lambda body: None, 100)
+    assert [line.custom_id async for line in reader.read(pieces())] == ["c0", "c1"]
+    assert reader.errors == []
