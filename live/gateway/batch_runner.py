@@ -10,6 +10,7 @@ store keeps one answer a line.
 import asyncio
 import logging
 import uuid
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -54,6 +55,12 @@ BREATH = 16
 RETRY_S = 1.0
 """Before the second try of what the store did not take; doubles with each."""
 MOST_RETRY_S = 30.0
+FILE_GONE = {
+    "code": "file_not_found",
+    "message": "The input file was deleted before it had been read.",
+    "param": "input_file_id",
+    "line": None,
+}
 CHECK_FAILED = {
     "code": "internal_error",
     "message": "The server failed at checking the input file.",
@@ -171,6 +178,8 @@ class BatchRunner:
             await self._add_lines(batch, reader)
         except StoreError:
             raise
+        except _FileGone:
+            reader.errors = [FILE_GONE]
         except Exception:
             log.exception("batch %s: its input file cannot be checked", batch.id)
             reader.errors = [CHECK_FAILED]
@@ -186,7 +195,7 @@ class BatchRunner:
 
     async def _add_lines(self, batch: BatchRecord, reader: LineReader) -> None:
         held: list[Line] = []
-        async for line in reader.read(self._store.read_file(batch.input_file_id)):
+        async for line in reader.read(self._content(batch.input_file_id)):
             held.append(line)
             if len(held) % BREATH == 0:
                 await asyncio.sleep(0)
@@ -195,6 +204,16 @@ class BatchRunner:
                 held = []
         if not reader.errors:
             await self._store.add_lines(batch.id, held)
+
+    async def _content(self, file_id: str) -> AsyncIterator[bytes]:
+        """All of a file. Raises _FileGone where it ends early: half of its lines are no batch."""
+        file = await self._store.file(file_id)
+        left = file.bytes if file is not None else -1
+        async for piece in self._store.read_file(file_id):
+            left -= len(piece)
+            yield piece
+        if left:
+            raise _FileGone
 
     def _check(self, raw: bytes, endpoint: str) -> None:
         body = parse(raw)
@@ -287,3 +306,7 @@ class BatchRunner:
             held.pop(batch.id, None)
         self._seen.discard(batch.id)
         log.info("batch %s: %s", batch.id, status)
+
+
+class _FileGone(Exception):
+    """Somebody has deleted the input file."""

@@ -76,14 +76,17 @@ class Keeper:
     async def _keep(self, least_tokens: int, growth: float) -> None:
         """Keep what has grown by so many tokens, and by so much of what is kept of it."""
         kept: dict[str, dict[int, bytes]] = {}
+        grown: dict[str, list[tuple[_Watched, int]]] = {}
         service = self._intake.service
         for looked, ((batch_id, number), line) in enumerate(list(self._lines.items())):
             least = line.tokens + max(least_tokens, int(growth * line.tokens))
             resume = service.checkpoint(line.entry.id, least)
             if resume is not None:
                 kept.setdefault(batch_id, {})[number] = _encode(resume)
-                line.tokens = len(resume.token_ids)
+                grown.setdefault(batch_id, []).append((line, len(resume.token_ids)))
             if looked % BREATH == 0:
                 await asyncio.sleep(0)
         for batch_id, lines in kept.items():
             await self._store.keep(batch_id, lines)
+            for line, tokens in grown[batch_id]:
+                line.tokens = tokens

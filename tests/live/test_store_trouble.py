@@ -1,14 +1,18 @@
 """A store that fails in between: every line of a batch is answered or told, once."""
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from live_batches import add_batch, batch_of, ended, leading, retry_quickly, until
 from live_gateway import batch_file, engines
 
 from live.gateway import batch_runner
+from live.gateway.keeping import Keeper
+from live.jobs import Resume
 from live.store.interface import COMPLETED, EXPIRED, FAILED, Counts, Store, StoreError
 
 
@@ -105,6 +109,54 @@ async def test_a_batch_that_cannot_be_checked_fails_with_one_error(
                 "line": None,
             }
         ]
+
+
+@pytest.mark.anyio
+async def test_half_of_a_file_that_is_deleted_meanwhile_is_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However its lines lie in the pieces that were read."""
+    content = batch_file(2)
+    half = content[: content.index(b"\n") + 1]
+    async with leading(tmp_path, engines()) as (_, _, store):
+
+        async def deleted(file_id: str) -> AsyncIterator[bytes]:
+            yield half
+            await store.delete_file(file_id)
+
+        monkeypatch.setattr(store, "read_file", deleted)
+        await add_batch(store, content)
+        await until(lambda: ended(store))
+        batch, counts = await batch_of(store)
+        assert (batch.status, counts.completed) == (FAILED, 0)
+        assert batch.errors is not None
+        assert [each["code"] for each in batch.errors] == ["file_not_found"]
+
+
+@pytest.mark.anyio
+async def test_what_the_store_did_not_keep_of_a_line_is_kept_at_the_next_look() -> None:
+    class Service:
+        def checkpoint(self, request_id: str, least_tokens: int) -> Resume | None:
+            return Resume((1,), tuple(range(70)), "text") if least_tokens <= 70 else None
+
+    class FullOnce:
+        kept: ClassVar[list[int]] = []
+
+        async def keep(self, batch_id: str, lines: dict[int, bytes]) -> None:
+            self.kept.extend(lines)
+            if len(self.kept) == 1:
+                raise StoreError("store: database or disk is full")
+
+    store: Any = FullOnce()
+    intake: Any = SimpleNamespace(service=Service())
+    entry: Any = SimpleNamespace(id="r")
+    keeper = Keeper(store, intake)
+    keeper.watch("batch_1", 0, entry, None)
+    with pytest.raises(StoreError):
+        await keeper._keep(64, 0.25)
+    for _ in range(2):
+        await keeper._keep(64, 0.25)
+    assert store.kept == [0, 0]
 
 
 @pytest.mark.anyio
