@@ -81,8 +81,10 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--engine: found {name!r}; known: {', '.join(ids)}")
     engines = [each for each in config.engine if each.id in (args.engine or ids)]
     out = Path(args.out)
-    if not out.is_dir():
-        raise InputError(f"--out: {out} is not a directory")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {out}: {error.strerror}") from None
     with progress(args.quiet) as update:
         measured = asyncio.run(_measure(config, engines, args.seed, args.seconds, args.shared_cores, update))
     say(f"fitting {', '.join(each.id for each in engines)}", args.quiet)

@@ -21,7 +21,7 @@ async def serving(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
     config = uvicorn.Config(
-        fake_app(engine, served_model), log_level="warning", access_log=False, lifespan="off"
+        fake_app(engine, served_model), log_config=None, log_level="warning", access_log=False, lifespan="off"
     )
     server = HttpServer(config)
     tasks = [asyncio.ensure_future(server.serve([listener])), asyncio.ensure_future(engine.run())]

@@ -113,12 +113,13 @@ def test_profiles_of_two_engines_are_measured_in_step_with_their_swaps(tmp_path,
     engine = CONFIG[CONFIG.index("[[engine]]") :].replace("seqs = 4", "seqs = 2") + "max_model_len = 256\n"
     config = CONFIG[: CONFIG.index("[[engine]]")] + engine + engine.replace("e0", "e1")
     (tmp_path / "two.toml").write_text(config)
-    assert main(["profile", "--config", "two.toml", "--seconds", "1", "--shared-cores", "--quiet"]) == 0
+    flags = ["--seconds", "1", "--shared-cores", "--quiet", "--out", "profiles"]
+    assert main(["profile", "--config", "two.toml", *flags]) == 0
     said = capsys.readouterr().out
     assert said.count("fitted") == said.count("swaps: ") == said.count("requests: each holds") == 2
     h100 = load_gpu("h100")
     for name in ("e0", "e1"):
-        gpu = load_gpu(tmp_path / f"{name}.toml")
+        gpu = load_gpu(tmp_path / "profiles" / f"{name}.toml")
         model = load_model("mistral-7b")
         found, truth = (step_model(model, each, 1, load_engine("vllm-0.11")) for each in (gpu, h100))
         # Fakes take the profile's times and a busy machine's delays.
