@@ -2,7 +2,9 @@
 
 Requests of a tenant beyond its fair share wait here (``live.gateway.fair``); when one is let in, its time to
 the first token counts from then for the scheduler, so that a flood's old requests do not go before another
-tenant's new ones. What the client has waited is counted from its arrival, in metrics and answers.
+tenant's new ones. One that has missed its target here gets a longer one: else those of a flood, each as
+urgent as if it had just come, would go before another tenant's of a wider class for ever. What the client
+has waited is counted from its arrival, and against its own target, in metrics and answers.
 """
 
 import asyncio
@@ -301,7 +303,7 @@ class Intake:
             entry.admitted_at = now
             job = entry.job
             if entry.held and not entry.batch:
-                job = replace(job, request=_arriving(job.request, now))
+                job = replace(job, request=let_in(job.request, now))
                 self._count_pace(entry, now)
             entry.let_in(service.submit(job, resume=entry.resume))
 
@@ -336,8 +338,16 @@ class Intake:
         self._let_in([each for each in ids if each in self.entries], self.service.now())
 
 
-def _arriving(request: Request, at: float) -> Request:
-    return structs.replace(request, arrived_at=at)
+def let_in(request: Request, now: float) -> Request:
+    """As the scheduler is to see a request that was held until now.
+
+    Its target is doubled until it is no shorter than it was held: doubled, so that groups stay few.
+    """
+    held_s = now - request.arrived_at
+    slo_s = request.slo_s
+    while slo_s < held_s:
+        slo_s *= 2
+    return structs.replace(request, arrived_at=now, slo_s=slo_s)
 
 
 def _told(forecast: Forecast | None) -> Estimate | None:

@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +37,7 @@ from live.gateway.bodies import ChatBody, StreamOptions, check, is_pinned
 from live.gateway.completions import _Reply
 from live.gateway.errors import ApiError
 from live.gateway.files import Files
-from live.gateway.intake import Entry
+from live.gateway.intake import Entry, let_in
 from live.gateway.prompts import PromptCounter, prompt_characters
 from live.gateway.server import Recording
 from live.gateway.slo import Slo
@@ -325,6 +326,25 @@ def test_a_flood_of_one_tenant_does_not_move_the_waits_of_another(tmp_path: Path
         assert gateway.metric("qlm_tenant_queued", tenant="a") > flood / 3, "the flood must last"
     # Those that run and a window of those that wait, and what ends while the figures are read.
     assert max(served_before) <= 2 * (slots + window)
+
+
+def test_a_flood_is_no_more_urgent_than_a_wider_class_of_another(tmp_path: Path) -> None:
+    """What missed its target while it was held does not go before what can still meet one."""
+    held = Request("r", MODEL, "interactive", 0.2, arrived_at=1.0, prompt_tokens=1, max_tokens=1)
+    assert (let_in(held, 1.1).arrived_at, let_in(held, 1.1).slo_s) == (1.1, 0.2)
+    assert [let_in(held, now).slo_s for now in (1.3, 2.5)] == [0.4, 1.6]
+    config = engines(slots=4, speed=2.0) + TENANTS
+    body = {"model": MODEL, "prompt": ["Flood"] * 300, "max_tokens": 60, "ignore_eos": True}
+    flood = {"authorization": "Bearer key-a", "x-slo-ttft-ms": "200"}
+    wider = {"authorization": "Bearer key-b", "x-slo-ttft-ms": "8000", "x-qlm-slo-class": "batch-1"}
+    with running_gateway(tmp_path, config) as gateway, in_background(gateway, [body], **flood):
+        eventually(lambda: gateway.metric("qlm_held_requests", tenant="a") > 100)
+        time.sleep(7.0)  # now they are let in with targets of 12.8 s
+        waits = [
+            int(gateway.post("/v1/completions", SHORT, wider).headers["x-qlm-wait-ms"]) for _ in range(3)
+        ]
+        assert gateway.metric("qlm_held_requests", tenant="a") > 0
+    assert max(waits) < 2000
 
 
 def test_a_run_is_recorded_and_every_decision_comes_out_the_same(tmp_path: Path) -> None:
