@@ -3,6 +3,7 @@
 from live.build import make_instances
 from live.config import LiveConfig
 from live.serving import url_of
+from live.store import without_password
 
 
 def describe(config: LiveConfig) -> str:
@@ -10,7 +11,7 @@ def describe(config: LiveConfig) -> str:
     gateway = config.gateway
     url = url_of(gateway.host, gateway.port, tls=gateway.tls_cert is not None)
     lines = [
-        f"gateway    {url}, policy {config.scheduler.policy}, store {config.store.url}",
+        f"gateway    {url}, policy {config.scheduler.policy}, store {without_password(config.store.url)}",
     ]
     for each in config.slo:
         roles = [

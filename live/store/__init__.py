@@ -1,6 +1,13 @@
 """Where accepted batches and files survive the death of any process. ``open_store`` picks by URL."""
 
+import re
+
 from live.store.interface import Store
+
+
+def without_password(url: str) -> str:
+    """The URL of a store as logs may show it."""
+    return re.sub(r"(://[^/@]*:)[^/@]+@", r"\1***@", url)
 
 
 async def open_store(url: str) -> Store:

@@ -16,6 +16,7 @@ import msgspec
 import redis.asyncio as aioredis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
+from live.store import without_password
 from live.store.chunks import regular
 from live.store.interface import (
     OPEN_STATES,
@@ -115,7 +116,7 @@ class RedisStore:
             await client.ping()
         except RedisError as error:
             await client.aclose()
-            raise StoreError(f"store {url}: {error}") from None
+            raise StoreError(f"store {without_password(url)}: {error}") from None
         return cls(client)
 
     async def close(self) -> None:

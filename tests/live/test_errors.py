@@ -77,3 +77,13 @@ def test_what_the_extra_brings_is_named_where_it_is_missing(command: str, tmp_pa
     assert done.returncode == 2, done.stderr
     assert "is not installed; it comes with pip install 'qlm[live]'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_password_of_a_store_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "live.toml"
+    config.write_text(engines() + '[store]\nurl = "redis://qlm:secret@127.0.0.1:1/0"\n')
+    assert main(["serve", str(config), "--dry-run"]) == 0
+    assert main(["serve", str(config)]) == 2
+    said = "".join(capsys.readouterr())
+    assert said.count("redis://qlm:***@127.0.0.1:1/0") == 2
+    assert "secret" not in said
