@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import redis.asyncio as aioredis
-from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import RedisError, ResponseError
 
 from live.store import without_password
 from live.store.chunks import regular
@@ -71,6 +71,14 @@ redis.call('HDEL', KEYS[4], ARGV[1])
 return 1
 """
 
+MOVE = """
+if redis.call('HGET', KEYS[1], 'record') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'record', ARGV[2])
+if ARGV[3] == '0' then redis.call('ZREM', KEYS[2], ARGV[4]) end
+return 1
+"""
+"""Changes a record that nobody else has changed. Watching its key would not do: every answer counts there."""
+
 LEAD = """
 local holder = redis.call('HGET', KEYS[1], 'owner')
 if holder and holder ~= ARGV[1] then return 0 end
@@ -105,6 +113,7 @@ class RedisStore:
         self._add_lines = client.register_script(ADD_LINES)
         self._keep = client.register_script(KEEP)
         self._finish = client.register_script(FINISH)
+        self._move = client.register_script(MOVE)
         self._lead = client.register_script(LEAD)
         self._resign = client.register_script(RESIGN)
 
@@ -224,21 +233,15 @@ class RedisStore:
     ) -> BatchRecord | None:
         key = _batch(batch_id)
         while True:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                await pipe.watch(key)
-                found = await pipe.hget(key, "record")
-                batch = _batch_record(found) if found else None
-                if batch is None or batch.status not in from_states:
-                    return None
-                batch = msgspec.structs.replace(batch, **changes)
-                pipe.multi()
-                pipe.hset(key, "record", _encode(batch))
-                if batch.status not in OPEN_STATES:
-                    pipe.zrem(f"{PREFIX}open", batch_id)
-                try:
-                    await pipe.execute()
-                except WatchError:
-                    continue
+            found = await self._redis.hget(key, "record")
+            batch = _batch_record(found) if found else None
+            if batch is None or batch.status not in from_states:
+                return None
+            batch = msgspec.structs.replace(batch, **changes)
+            stays_open = int(batch.status in OPEN_STATES)
+            if await self._move(
+                keys=[key, f"{PREFIX}open"], args=[found, _encode(batch), stays_open, batch_id]
+            ):
                 return batch
 
     # Lines

@@ -210,6 +210,25 @@ async def test_two_gateways_cannot_both_move_a_batch(store: Store) -> None:
     assert sum(move is not None for move in moves) == 1
 
 
+async def test_a_batch_moves_though_answers_come_all_the_time(store: Store) -> None:
+    """A cancellation must not wait until its batch is done."""
+    await store.add_batch(a_batch())
+    await store.add_lines("batch-1", some_lines(2_000))
+    lines = iter(await store.claim("batch-1", "g1", 2_000))
+
+    async def answer() -> None:
+        for line in lines:
+            await store.finish("batch-1", Result(line.number, True, b"{}"))
+
+    answers = [asyncio.create_task(answer()) for _ in range(8)]
+    await asyncio.sleep(0.05)
+    assert await store.move_batch("batch-1", {VALIDATING}, status=CANCELLING) is not None
+    found = await store.batch("batch-1")
+    await asyncio.gather(*answers)
+    assert found is not None
+    assert found[1].completed < 2_000
+
+
 async def test_open_batches_come_earliest_expiry_first(store: Store) -> None:
     for batch_id, expires_at in (("late", 900), ("soon", 500), ("done", 400)):
         await store.add_batch(a_batch(batch_id, expires_at=expires_at))
