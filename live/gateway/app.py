@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from live.build import promise
 from live.config import LiveConfig
 from live.gateway.batch_runner import BatchRunner
 from live.gateway.batches import Batches
@@ -247,10 +248,12 @@ class Gateway:
 
     def _model_object(self, name: str) -> dict[str, Any]:
         """As OpenAI tells a model, and vLLM its context."""
-        config = self.config
-        longest = max(engine.max_model_len for engine in config.engine if name in engine.models)
         if self.house is not None and name in self.house.service.models:
             longest = self.house.service.models[name].max_model_len
+        else:
+            (model,) = (each for each in self.config.model if each.name == name)
+            engines = (engine for engine in self.config.engine if name in engine.models)
+            longest = max(promise(engine, model).max_model_len for engine in engines)
         return {
             "id": name,
             "object": "model",

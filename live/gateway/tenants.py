@@ -66,7 +66,7 @@ class Tenants:
             )
             key = api_key(config)
             assert key is not None, "load_config() has checked it"
-            self._by_key[f"Bearer {key}"] = tenant
+            self._by_key[key] = tenant
             self.all[tenant.name] = tenant
         if not configs:
             self._everybody: Tenant | None = Tenant("default")
@@ -78,7 +78,8 @@ class Tenants:
         """The tenant of an Authorization header. Raises ApiError 401 where it is nobody's."""
         if self._everybody is not None:
             return self._everybody
-        tenant = self._by_key.get(authorization or "")
+        scheme, _, key = (authorization or "").partition(" ")
+        tenant = self._by_key.get(key.strip()) if scheme.lower() == "bearer" else None
         if tenant is None:
             raise ApiError(
                 401,

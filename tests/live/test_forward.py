@@ -55,6 +55,14 @@ def test_all_that_comes_is_passed_on_at_once_and_ends_with_its_client(tmp_path: 
         eventually(lambda: leader.metric("qlm_tenant_queued", tenant="default") == 0, 15)
 
 
+def test_every_gateway_tells_the_same_of_its_models(tmp_path: Path) -> None:
+    """The context of Llama 2, which no key of the configuration tells."""
+    with two_gateways(tmp_path, engines()) as gateways:
+        for gateway in gateways:
+            (model,) = gateway.get("/v1/models")["data"]
+            assert model["max_model_len"] == 4096
+
+
 def test_a_file_that_passes_through_may_be_as_large_as_a_file(tmp_path: Path) -> None:
     config = engines().replace("port = 0", "port = 0\nmax_body_mib = 0.01")
     with two_gateways(tmp_path, config) as (_, follower):

@@ -118,8 +118,9 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, gateway: 
         answer = gateway.post(path, {}, {"authorization": "Bearer key-a"})
         assert answer.status == status
         assert json.loads(answer.read())["error"]["type"]
-    answer = gateway.post("/v1/completions", [1], {"authorization": "Bearer key-a"})
+    answer = gateway.post("/v1/completions", [1], {"authorization": "bearer key-a"})
     assert answer.status == 400
+    assert gateway.post("/v1/completions", [1], {"authorization": "Basic key-a"}).status == 401
 
 
 def test_only_a_chat_knows_max_completion_tokens(client: openai.OpenAI) -> None:
