@@ -13,6 +13,7 @@ from qlm_sim.cli.parser import Parser, run_command
 _EXAMPLES = """examples:
   qlm-live serve live.toml              the OpenAI-compatible gateway in front of your engines
   qlm-live serve live.toml --check      only check the configuration
+  qlm-live serve live.toml --dry-run    the same on fake engines
   qlm-live fake-engine llama-2-7b --port 8101
   qlm-live profile --config live.toml   measure the engines, and write their hardware profiles
   qlm-live compare --config live.toml --rate 2    a trace on them, and on simulated ones like them

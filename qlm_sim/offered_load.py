@@ -1,18 +1,23 @@
-"""How much of a cluster's capacity a workload asks for, before anything is run.
+"""How much of a cluster's capacity a workload asks for, and what that says of a run.
 
-The estimate fills every batch, spreads requests ideally and swaps for free: a run needs more.
+The estimate fills every batch, spreads requests ideally, swaps for free and finds no prefixes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, replace
+from math import inf, sqrt
 
 from qlm_sim.core.types import InstanceSpec, ModelOnInstance
 from qlm_sim.estimator.lengths import LengthStatistics
 from qlm_sim.estimator.service import group_service
-from qlm_sim.metrics.summary import Summary
+from qlm_sim.metrics.run import PolicyRun
+from qlm_sim.metrics.saturation import growing_presence
 from qlm_sim.solver.load import least_load
 from qlm_sim.workload.workload import Workload
+
+LEAST_REQUESTS = 20
+"""Fewer may just have come."""
+NEAR_CAPACITY = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,10 @@ class Demand:
 
 
 def demands(workload: Workload) -> dict[str, Demand]:
-    """By model, of those that are asked for; rates over the time from the first arrival to the last."""
-    span_s = float(workload.arrival_s[-1] - workload.arrival_s[0]) or 1.0
+    """By model, of those that are asked for. n requests have n - 1 intervals between them; where these are 0,
+    rates are infinite."""
+    span_s = float(workload.arrival_s[-1] - workload.arrival_s[0]) if len(workload) else 0.0
+    intervals_s = span_s * len(workload) / (len(workload) - 1) if span_s else 0.0
     found = {}
     for index, name in enumerate(workload.models):
         rows = workload.model_index == index
@@ -36,7 +43,7 @@ def demands(workload: Workload) -> dict[str, Demand]:
             output = workload.output_tokens[rows].astype(float)
             lengths = LengthStatistics(count, float(output.sum()), float((output**2).sum()))
             prompt = float(workload.prompt_tokens[rows].mean())
-            found[name] = Demand(count / span_s, prompt, lengths)
+            found[name] = Demand(count / intervals_s if intervals_s else inf, prompt, lengths)
     return found
 
 
@@ -46,8 +53,12 @@ def capacity_rps(deployed: ModelOnInstance, demand: Demand) -> float:
     return 1 / (service.prefill_s + service.decode_s)
 
 
-def offered_load(demand: Mapping[str, Demand], specs: Sequence[InstanceSpec]) -> float:
-    """Work that arrives over what the instances can do; above 1 they cannot keep up."""
+def offered_load(demand: Mapping[str, Demand], specs: Sequence[InstanceSpec]) -> float | None:
+    """Work that arrives over what the instances can do; above 1 they cannot keep up. None where the requests
+    are too few, or come too much at once, to have a rate."""
+    few = sum(each.output.count for each in demand.values()) < LEAST_REQUESTS
+    if few or any(each.rate_rps == inf for each in demand.values()):
+        return None
     kinds: dict[tuple[int, ...], InstanceSpec] = {}
     counts: dict[str, int] = {}
     for spec in specs:  # instances of one kind share what their models are there
@@ -67,18 +78,21 @@ def offered_load(demand: Mapping[str, Demand], specs: Sequence[InstanceSpec]) ->
     )
 
 
-def told_of_load(summary: Summary, load: float, requests: int) -> Summary:
-    """The summary with ``offered_load``, and with the verdict that it gives where the run was too short to
-    show it.
+def with_offered_load(run: PolicyRun, load: float | None) -> PolicyRun:
+    """The run with ``offered_load`` in its summary, and with the verdict that it gives where the run was too
+    short to show it.
 
     The load is above 1 where chance does not explain it: a number of Poisson arrivals has a standard
     deviation of 1 / sqrt(requests) of it, taken twice. What admission refuses is no part of what is served.
     """
-    summary = summary | {"offered_load": load}
-    if summary["saturated"] or summary["refused"] or load <= 1 + 2 / sqrt(requests):
-        return summary
-    return summary | {
-        "saturated": True,
-        "saturation": f"Saturated: the requests ask for {load:.0%} of what the cluster can serve, as "
-        "estimated; in a longer run latencies would be longer.",
-    }
+    summary = run.summary | {"offered_load": load}
+    if load is not None and not summary["saturated"] and not summary["refused"]:
+        grounds = None
+        if load > 1 + 2 / sqrt(len(run.requests)):
+            grounds = f"the requests ask for {load:.0%} of what the cluster can serve, as estimated"
+        elif load > NEAR_CAPACITY and (course := growing_presence(run.requests)):
+            grounds = f"the requests that wait or run still grew in number when arrivals ended ({course})"
+        if grounds is not None:
+            verdict = f"Saturated: {grounds}; in a longer run latencies would be longer."
+            summary |= {"saturated": True, "saturation": verdict}
+    return replace(run, summary=summary)

@@ -17,7 +17,7 @@ from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.metrics.repeats import combine
 from qlm_sim.metrics.run import PolicyRun, conclude
 from qlm_sim.models.engines import EngineVersion, load_engine
-from qlm_sim.offered_load import demands, offered_load, told_of_load
+from qlm_sim.offered_load import demands, offered_load, with_offered_load
 from qlm_sim.plan_log import PlanLog
 from qlm_sim.policies import POLICIES, SchedulerSettings, make_core
 from qlm_sim.solver.inline import InlineSolver
@@ -83,11 +83,7 @@ def scenario_workload(
             f"prefix caching is on, but trace {trace.name} does not tell which requests begin alike: "
             "only those that resume find their own blocks"
         )
-    notes += [
-        f"{engine.name} ran vLLM's V0 scheduler, which is simulated by V1's rules"
-        for engine in engine_versions(scenario)
-        if engine.scheduler == "v0"
-    ]
+    notes += [note for engine in engine_versions(scenario) if (note := engine.caveat)]
     return workload, notes
 
 
@@ -120,9 +116,9 @@ def replay(
         from qlm_sim.processes import run_jobs  # here, because one process does without
 
         runs = run_jobs(jobs, processes, lambda number, done: progress(names[number], done, len(workload)))
-    if len(workload) and not scenario.engine.enable_prefix_caching:  # who finds a prefix asks for less
-        load = offered_load(demands(workload), specs)
-        runs = [replace(run, summary=told_of_load(run.summary, load, len(workload))) for run in runs]
+    # Who finds a prefix asks for less.
+    load = None if scenario.engine.enable_prefix_caching else offered_load(demands(workload), specs)
+    runs = [with_offered_load(run, load) for run in runs]
     for run in runs:
         if run.summary.get("plan_fallbacks"):
             warn(

@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"--out: {out} is not a directory") from None
     except OSError as error:
         raise InputError(f"--out: {out}: {error.strerror}") from None
     with progress(args.quiet) as update:

@@ -69,6 +69,10 @@ CHECK_FAILED = {
 }
 
 
+class _FileGone(Exception):
+    """Somebody has deleted the input file."""
+
+
 class BatchRunner:
     """``start`` and ``close`` belong to the event loop. What was claimed stays so, for the next leader.
 
@@ -306,7 +310,3 @@ class BatchRunner:
             held.pop(batch.id, None)
         self._seen.discard(batch.id)
         log.info("batch %s: %s", batch.id, status)
-
-
-class _FileGone(Exception):
-    """Somebody has deleted the input file."""

@@ -89,7 +89,7 @@ class Completions:
         jobs = self._maker.jobs(
             body, fields, self._endpoint, answer_id, slo=slo, tenant=tenant.name, arrived_at=now
         )
-        intake.check_limits(tenant, now, len(jobs))
+        intake.refuse_beyond_limits(tenant, now, len(jobs))
         entries: list[Entry] = []
         try:
             entries.extend(intake.submit(job, tenant, slo) for job in jobs)  # keeps those before a refusal

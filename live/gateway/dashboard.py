@@ -127,6 +127,7 @@ class DashboardFeed:
         metrics, intake = self._metrics, self._intake
         accuracy = metrics.accuracy["queued"]
         snapshot = self._service.snapshot()
+        waiting = self.waiting()
         self._rates.append((now, metrics.finished, metrics.tokens))
         then, finished, tokens = self._rates[max(0, len(self._rates) - 6)]
         span_s = max(now - then, 1e-9)
@@ -135,7 +136,7 @@ class DashboardFeed:
             "policy": self._config.scheduler.policy,
             "draining": intake.draining,
             "totals": {
-                "waiting": self.waiting().total(),
+                "waiting": waiting.total(),
                 "running": snapshot["running"],
                 "held": intake.windows.held,
                 "batch_lines": self._runner.lines["queued"],
@@ -145,7 +146,7 @@ class DashboardFeed:
                 "swaps": metrics.swaps,
                 "evictions": metrics.evictions,
             },
-            "classes": self._classes(),
+            "classes": self._classes(waiting),
             "instances": [_instance(each) for each in snapshot["instances"]],
             "tenants": self._tenants(),
             "estimates": {
@@ -163,10 +164,10 @@ class DashboardFeed:
             ],
         }
 
-    def _classes(self) -> list[dict[str, Any]]:
+    def _classes(self, waiting_of: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
         attainment = self._metrics.attainment()
         waiting: Counter[str] = Counter()
-        for (_, name), count in self.waiting().items():
+        for (_, name), count in waiting_of.items():
             waiting[name] += count
         told = []
         for each in self._config.slo:

@@ -167,7 +167,7 @@ class Intake:
         """By model: the last estimate of a request that an engine had already, and when it was made."""
         service.add_listener(self._settled)
 
-    def check_limits(self, tenant: Tenant, now: float, requests: int) -> None:
+    def refuse_beyond_limits(self, tenant: Tenant, now: float, requests: int) -> None:
         """Refuse with ApiError 429 what is beyond the tenant's own limits."""
         try:
             check_limits(tenant, now, requests)
@@ -222,8 +222,11 @@ class Intake:
         self._let_in(self.windows.over(entry.id), self.service.now())
 
     def waits(self, entry: Entry) -> bool:
-        """Whether no engine has it: it is held, has not begun, or was evicted."""
-        return entry.admitted_at is None or self.service.waits(entry.id)
+        """Whether no engine serves it: it is held, has not begun, or was evicted. Where engines get all that
+        comes, those without a first token may wait in them."""
+        if entry.admitted_at is None or self.service.waits(entry.id):
+            return True
+        return entry.first_token_at is None and not self.service.holds_back
 
     def estimate(self, entry: Entry) -> Estimate | None:
         """What can be told of its wait now; None once its first token is out, or while no engine is up."""
@@ -235,11 +238,11 @@ class Intake:
         if entry.admitted_at is not None:
             return _told(self.service.forecast(request.id))
         ahead = self.windows.ahead(entry.id) or 0
-        told = _told(self.service.forecast_new(request))
-        if told is None:
-            return None
         pace = self._paces.get((entry.tenant.name, request.slo_class))
         held_s = ahead * pace.interval_s if pace is not None else 0.0
+        told = _told(self.service.forecast_new(as_scheduled(request, self.service.now() + held_s)))
+        if told is None:
+            return None
         return Estimate(told.position + ahead, told.median_s + held_s, told.p90_s + held_s)
 
     def _estimate_pulled(self, entry: Entry) -> Estimate | None:
@@ -275,13 +278,14 @@ class Intake:
 
     def _check_late(self, job: Job, tenant: Tenant) -> None:
         assert self._late_quantile is not None
-        forecast = self.service.forecast_new(job.request)
+        pace = self._paces.get((tenant.name, job.request.slo_class))
+        ahead = self.windows.held_by_tenant().get(tenant.name, 0)
+        held_s = ahead * pace.interval_s if pace is not None else 0.0
+        scheduled = as_scheduled(job.request, self.service.now() + held_s) if held_s else job.request
+        forecast = self.service.forecast_new(scheduled)
         if forecast is None:
             return
-        wait_s = forecast.quantile(self._late_quantile)
-        pace = self._paces.get((tenant.name, job.request.slo_class))
-        if pace is not None:
-            wait_s += self.windows.held_by_tenant().get(tenant.name, 0) * pace.interval_s
+        wait_s = held_s + forecast.quantile(self._late_quantile)
         late_s = wait_s - job.request.slo_s
         if late_s > 0:
             self._watcher.refused(tenant.name, "late")
@@ -303,7 +307,7 @@ class Intake:
             entry.admitted_at = now
             job = entry.job
             if entry.held and not entry.batch:
-                job = replace(job, request=let_in(job.request, now))
+                job = replace(job, request=as_scheduled(job.request, now))
                 self._count_pace(entry, now)
             entry.let_in(service.submit(job, resume=entry.resume))
 
@@ -338,8 +342,8 @@ class Intake:
         self._let_in([each for each in ids if each in self.entries], self.service.now())
 
 
-def let_in(request: Request, now: float) -> Request:
-    """As the scheduler is to see a request that was held until now.
+def as_scheduled(request: Request, now: float) -> Request:
+    """As the scheduler is to see a request that is held until then.
 
     Its target is doubled until it is no shorter than it was held: doubled, so that groups stay few.
     """

@@ -7,7 +7,8 @@ from live.store.interface import Store
 
 def without_password(url: str) -> str:
     """The URL of a store as logs may show it."""
-    return re.sub(r"(://[^/@]*:)[^/@]+@", r"\1***@", url)
+    url = re.sub(r"(://[^/@:]*:).*@", r"\1***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
 
 
 async def open_store(url: str) -> Store:

@@ -77,7 +77,9 @@ redis.call('HSET', KEYS[1], 'record', ARGV[2])
 if ARGV[3] == '0' then redis.call('ZREM', KEYS[2], ARGV[4]) end
 return 1
 """
-"""Changes a record that nobody else has changed. Watching its key would not do: every answer counts there."""
+"""Changes a batch's record that nobody else has changed, and takes it from the open ones unless it stays one.
+Watching its key would not do: every answer counts there. ARGV: the record before, the one after, 1 or 0 for
+whether it stays open, the batch's id."""
 
 LEAD = """
 local holder = redis.call('HGET', KEYS[1], 'owner')

@@ -13,7 +13,7 @@ from qlm_sim.config.scenario import ClusterConfig
 from qlm_sim.core.types import InstanceSpec
 from qlm_sim.models.hardware import load_gpu
 from qlm_sim.models.step_time import kv_bytes_per_gpu_token
-from qlm_sim.offered_load import Demand, capacity_rps, demands, offered_load
+from qlm_sim.offered_load import NEAR_CAPACITY, Demand, capacity_rps, demands, offered_load
 from qlm_sim.replay import scenario_trace, scenario_workload
 from qlm_sim.report.comparison import number, percent, seconds
 from qlm_sim.workload.workload import Workload
@@ -109,11 +109,13 @@ def _models(
 
 def _load(specs: Sequence[InstanceSpec], demand: Mapping[str, Demand]) -> str:
     load = offered_load(demand, specs)
+    if load is None:
+        return "Offered load: the requests are too few, or come too much at once, to have a rate."
     verdict = (
         "the cluster cannot keep up, requests pile up until arrivals end"
         if load > 1
         else "near saturation, where small differences decide"
-        if load > 0.85
+        if load > NEAR_CAPACITY
         else "it can keep up"
     )
     return (

@@ -22,7 +22,8 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        """Refuse what is not known here, in the command's own name, not in that of the whole program."""
+        """Refuse what is not known, here where argparse hands a command its words: the error then names the
+        command, not the whole program."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")

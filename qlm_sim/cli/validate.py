@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,10 @@ from qlm_sim.cli.progress import say
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from qlm_sim.models.engines import EngineVersion
+    from qlm_sim.validation.request_log import RequestLog
+    from qlm_sim.validation.simulated_log import SimulatedLog
 
 _EXAMPLES = """examples:
   qlm-sim validate requests.csv --gpu H100 --model llama-2-7b
@@ -97,14 +102,15 @@ def run(args: argparse.Namespace) -> int:
         "kv_capacity_tokens": placed.kv_capacity_tokens,
         "metrics": metrics,
         "real_queue_s": statistics(log.measured["queue_s"]) if "queue_s" in log.measured else None,
+        "offered_load": simulated.offered_load,
         "saturated": simulated.saturated,
         "saturation": simulated.saturation,
         "preemptions": simulated.preemptions,
         "notes": list(log.notes),
     }
     if args.repeat > 1:
-        seeds = [_figures(serve(dealt_anew(log, seed)), metrics) for seed in range(args.repeat)]
-        summary["repeated"] = combine(seeds)
+        dealt = [dealt_anew(log, seed) for seed in range(args.repeat)]
+        summary["repeated"] = combine([_figures(each, serve(each), metrics) for each in dealt])
     for note in log.notes:
         say(f"note: {note}", args.quiet)
     text = json.dumps(plain(summary), indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -119,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(file=sys.stdout)
     console.print(f"{title}\n{len(log):,} requests, KV cache of {placed.kv_capacity_tokens:,} tokens")
     console.print(_table(metrics, summary["real_queue_s"], summary.get("repeated")))
-    for warning in _warnings(summary, simulated.saturated):
+    for warning in _warnings(summary, engine.version):
         console.print(f"warning: {warning}")
     print(f"scatter plot: {out / 'scatter.png'}")
     return 0
@@ -139,12 +145,17 @@ def _requests(log: Any, times: Any) -> Any:
     return pd.DataFrame(columns | {f"simulated_{name}": values for name, values in times.items()})
 
 
-def _figures(simulated: Any, metrics: Any) -> dict[str, Any]:
-    """What is told of one seed: statistics of each metric, and whether it was saturated."""
-    from qlm_sim.validation.comparison import statistics
+def _figures(log: "RequestLog", simulated: "SimulatedLog", metrics: Iterable[str]) -> dict[str, Any]:
+    """What is told of one seed: statistics of each metric, over the requests that have a measured one too,
+    and whether it was saturated."""
+    from qlm_sim.validation.comparison import compare
 
-    told = {name: statistics(simulated.times[name]) for name in metrics}
-    return told | {"saturated": simulated.saturated, "saturation": simulated.saturation}
+    told: dict[str, Any] = {"saturated": simulated.saturated, "saturation": simulated.saturation}
+    for name in metrics:
+        both = compare(log.measured[name], simulated.times[name])
+        if both is not None:
+            told[name] = both["simulated"]
+    return told
 
 
 def _table(
@@ -179,12 +190,12 @@ def _table(
     return table
 
 
-def _warnings(summary: dict[str, Any], saturated: bool) -> list[str]:
-    found = [summary["saturation"]] if saturated else []
+def _warnings(summary: dict[str, Any], engine: "EngineVersion") -> list[str]:
+    found = [summary["saturation"]] if summary["saturated"] else []
     if summary["unfinished"]:
         found.append(f"{summary['unfinished']:,} requests did not finish in the simulation and are left out")
-    if summary["engine_scheduler"] == "v0":
-        found.append(f"{summary['engine']} ran vLLM's V0 scheduler, which is simulated by V1's rules")
+    if engine.caveat:
+        found.append(engine.caveat)
     if summary["kernels"]["kind"] == "estimate":
         found.append(f"the GPU's figures are estimates: {summary['kernels']['source']}")
     return found

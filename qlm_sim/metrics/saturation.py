@@ -4,11 +4,11 @@ Knows a run's request columns and nothing else.
 """
 
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 
 import numpy as np
 
-from qlm_sim.metrics.columns import FloatColumn, Mask, RequestColumns
+from qlm_sim.metrics.columns import FloatColumn, RequestColumns
 
 LEAST_BURST = 10
 """So many waiting requests at least make a burst: fewer may just have come."""
@@ -33,55 +33,22 @@ def saturation(requests: RequestColumns) -> Saturation:
     a start that settles nothing), the run is saturated. So is one where over half of all requests wait
     when the last one arrives, however short the arrivals (a burst, if they are not just a few). Requests that
     were refused or failed do not count.
-
-    An engine takes in more than it serves as long as its batch has room, and no backlog shows that yet. So
-    the requests in the system, those that run too, are judged by the same growth, provided that the early
-    ones stayed for no more than a quarter of the arrivals: where they stay longer, their number grows at any
-    load.
     """
-    kept = ~requests.rejected
-    arrived = requests.arrival_s[kept]
+    arrived = _arrivals(requests)
     if len(arrived) == 0:
         return Saturation(False, "No request was served.")
-    arrived = np.sort(arrived)
-    served = np.sort(requests.first_token_s[kept & ~np.isnan(requests.first_token_s)])
-    left = np.sort(requests.finished_s[kept & ~np.isnan(requests.finished_s)])
-    start, end = arrived[0], arrived[-1]
-
-    def behind(gone: FloatColumn, share_from: float, share_to: float) -> float:
-        times = start + (end - start) * np.linspace(share_from, share_to, 50)
-        return float(np.mean(_count_until(arrived, times) - _count_until(gone, times)))
-
-    def grew(gone: FloatColumn) -> tuple[bool, str]:
-        early, middle, late = behind(gone, 0.05, 0.15), behind(gone, 0.45, 0.55), behind(gone, 0.9, 1.0)
-        course = (
-            f"{early:,.0f} requests a tenth into the arrivals, {middle:,.0f} halfway, {late:,.0f} at their "
-            f"end, of {len(arrived):,}"
-        )
-        between = len(arrived) * 0.85
-        growth = late - early
-        beyond_chance = growth > max(2 * sqrt(2 * between), 0.02 * between)
-        return beyond_chance and late - middle > growth / 4, course
-
-    waiting_grew, course = grew(served)
-    if waiting_grew:
+    grew, course = _grew(arrived, requests.first_token_s[~requests.rejected])
+    if grew:
         return Saturation(
             True,
             f"Saturated: the backlog still grew when arrivals ended ({course}); in a longer run latencies "
             "would be longer.",
         )
-    present_grew, presence = grew(left)
-    if present_grew and _early_stay_s(requests, kept, (start + end) / 2) <= (end - start) / 4:
-        return Saturation(
-            True,
-            "Saturated: the requests that wait or run still grew in number when arrivals ended "
-            f"({presence}); in a longer run latencies would be longer.",
-        )
-    last = behind(served, 1.0, 1.0)
+    last = len(arrived) - int((requests.first_token_s[~requests.rejected] <= arrived[-1]).sum())
     if last > max(len(arrived) / 2, LEAST_BURST - 1):
         return Saturation(
             True,
-            f"Saturated: {last:,.0f} of {len(arrived):,} requests waited when the last one arrived; "
+            f"Saturated: {last:,} of {len(arrived):,} requests waited when the last one arrived; "
             "latencies measure how long the burst takes to drain.",
         )
     return Saturation(
@@ -90,10 +57,48 @@ def saturation(requests: RequestColumns) -> Saturation:
     )
 
 
-def _early_stay_s(requests: RequestColumns, kept: Mask, until_s: float) -> float:
-    """Mean seconds from arrival to end of those that came until then and have ended; infinite if none has."""
-    ended = requests.e2e_s[kept & (requests.arrival_s <= until_s) & ~np.isnan(requests.finished_s)]
-    return float(ended.mean()) if len(ended) else inf
+def growing_presence(requests: RequestColumns) -> str | None:
+    """How the number of requests that wait or run grew, in the way that a saturated backlog does; None where
+    it did not.
+
+    An engine takes in more than it serves as long as its batch has room, and no backlog shows that yet. But
+    presence is the rate of arrivals times their stay: it also grows with the rate, and until the first have
+    left. So it tells of saturation only where the load is known to be near capacity; and nothing is told
+    where the early ones stayed for over a quarter of the arrivals.
+    """
+    arrived = _arrivals(requests)
+    if len(arrived) == 0:
+        return None
+    early = requests.arrival_s <= (arrived[0] + arrived[-1]) / 2
+    stay_s = requests.e2e_s[early & requests.finished]
+    if len(stay_s) == 0 or stay_s.mean() > (arrived[-1] - arrived[0]) / 4:
+        return None
+    grew, course = _grew(arrived, requests.finished_s[~requests.rejected])
+    return course if grew else None
+
+
+def _arrivals(requests: RequestColumns) -> FloatColumn:
+    return np.sort(requests.arrival_s[~requests.rejected])
+
+
+def _grew(arrived: FloatColumn, gone_s: FloatColumn) -> tuple[bool, str]:
+    """Whether the number of those that came and have not gone grew beyond chance, and its course."""
+    gone = np.sort(gone_s[~np.isnan(gone_s)])
+    start, end = arrived[0], arrived[-1]
+
+    def present(share_from: float, share_to: float) -> float:
+        times = start + (end - start) * np.linspace(share_from, share_to, 50)
+        return float(np.mean(_count_until(arrived, times) - _count_until(gone, times)))
+
+    early, middle, late = present(0.05, 0.15), present(0.45, 0.55), present(0.9, 1.0)
+    course = (
+        f"{early:,.0f} requests a tenth into the arrivals, {middle:,.0f} halfway, {late:,.0f} at their end, "
+        f"of {len(arrived):,}"
+    )
+    between = len(arrived) * 0.85
+    growth = late - early
+    beyond_chance = growth > max(2 * sqrt(2 * between), 0.02 * between)
+    return beyond_chance and late - middle > growth / 4, course
 
 
 def _count_until(sorted_times: FloatColumn, times: FloatColumn) -> FloatColumn:

@@ -42,7 +42,7 @@ def summarise(
       As vLLM counts: the prompt of a resumed request includes what it had generated, and one that comes back
       from a preemption is not counted. None without prefix caching.
     * ``saturated`` and ``saturation``: see qlm_sim.metrics.saturation, and qlm_sim.offered_load, which adds
-      ``offered_load``.
+      ``offered_load`` (None with prefix caching, and for a few requests).
     """
     met = requests.slo_met(slo_classes)
     start_s, stop_s = _window(requests, end_s)

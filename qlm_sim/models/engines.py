@@ -33,6 +33,13 @@ class EngineVersion:
     request_s: Coefficient
     """Seconds that one request spends in the server outside of its engine. No other waits for it."""
 
+    @property
+    def caveat(self) -> str | None:
+        """What is not simulated of it."""
+        if self.scheduler == "v1":
+            return None
+        return f"{self.name} ran vLLM's V0 scheduler, which is simulated by V1's rules"
+
 
 @cache
 def _rows() -> list[tuple[tuple[int, ...], dict[str, dict[str, float | str] | str]]]:

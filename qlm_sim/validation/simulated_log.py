@@ -14,7 +14,7 @@ from qlm_sim.errors import InputError
 from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.metrics.run import conclude
 from qlm_sim.models.engine_config import EngineConfig
-from qlm_sim.offered_load import demands, offered_load, told_of_load
+from qlm_sim.offered_load import demands, offered_load, with_offered_load
 from qlm_sim.policies import SchedulerSettings, make_core
 from qlm_sim.validation.request_log import Floats, RequestLog
 from qlm_sim.workload.readers import numbered_ids
@@ -29,6 +29,7 @@ class SimulatedLog:
 
     times: Mapping[str, Floats]
     """ttft_s, tpot_s (NaN for outputs of one token) and e2e_s."""
+    offered_load: float | None
     saturated: bool
     saturation: str
     preemptions: int
@@ -81,14 +82,15 @@ def simulate_log(
         recorder,
     )
     run = conclude("vllm", recorder, workload.slo_classes, end.ended_at)
-    requests = run.requests
-    summary = told_of_load(run.summary, offered_load(demands(workload), specs), rows)
+    run = with_offered_load(run, offered_load(demands(workload), specs))
+    requests, summary = run.requests, run.summary
     return SimulatedLog(
         times={
             "ttft_s": requests.ttft_s + request_s,
             "tpot_s": requests.tpot_s,
             "e2e_s": requests.e2e_s + request_s,
         },
+        offered_load=summary["offered_load"],
         saturated=summary["saturated"],
         saturation=summary["saturation"],
         preemptions=summary["preemptions"],
@@ -97,11 +99,14 @@ def simulate_log(
 
 
 def dealt_anew(log: RequestLog, seed: int) -> RequestLog:
-    """The same load on another day: the log's lengths, dealt out by chance among its arrivals. Nothing of it
-    is measured."""
+    """The same load on another day: the log's requests, dealt out by chance among its arrivals. Measured
+    times go with them, and tell which have one."""
     order = np.random.default_rng(seed).permutation(len(log))
     return replace(
-        log, prompt_tokens=log.prompt_tokens[order], output_tokens=log.output_tokens[order], measured={}
+        log,
+        prompt_tokens=log.prompt_tokens[order],
+        output_tokens=log.output_tokens[order],
+        measured={name: times[order] for name, times in log.measured.items()},
     )
 
 

@@ -87,6 +87,31 @@ def test_seeds_tell_what_is_chance(log: pd.DataFrame, capsys: pytest.CaptureFixt
     assert "over 4 seeds" in capsys.readouterr().out
 
 
+def test_a_rate_that_rises_is_no_saturation_where_the_load_is_low(
+    log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ever more requests run then, at any load."""
+    rng = np.random.default_rng(1)
+    rising = pd.DataFrame({"arrival": 40 * np.sqrt(rng.random(2_000)), "prompt": 200})
+    rising = rising.assign(output=rng.integers(100, 400, 2_000), ttft=0.1).sort_values("arrival")
+    rising.to_csv("log.csv", index=False)
+    flags = "--gpu H100 --model llama-2-7b --count 8 --json --quiet"
+    found = summary(f"validate log.csv {flags}", capsys)
+    assert found["offered_load"] < 0.6
+    assert not found["saturated"]
+
+
+def test_seeds_are_over_the_requests_that_have_a_measured_time(
+    log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here those of short prompts, whose first token takes least."""
+    short = log.prompt < 300
+    log.assign(ttft=log.ttft.where(short)).to_csv("log.csv", index=False)
+    found = summary(f"validate log.csv {ENGINE} --repeat 5 --json --quiet", capsys)
+    alone = found["metrics"]["ttft_s"]["simulated"]["p50"]
+    assert found["repeated"]["ttft_s"]["p50"] == pytest.approx(alone, rel=0.3)
+
+
 def test_requests_of_one_length_leave_nothing_to_chance(
     log: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:

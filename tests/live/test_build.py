@@ -54,7 +54,7 @@ def test_a_cluster_can_be_tried_on_fakes_as_it_is_configured(tmp_path):
     asyncio.run(main())
 
 
-def test_a_dry_run_serves_without_the_engines_and_leaves_the_queue_alone(tmp_path):
+def test_a_dry_run_serves_without_the_engines_and_leaves_the_queue_alone(tmp_path, monkeypatch):
     config = f"""
 [gateway]
 port = 0
@@ -68,6 +68,7 @@ gpu = "a10"
 models = ["{MODEL}"]
 url = "http://127.0.0.1:9"
 """
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with running_gateway(tmp_path, config, "--dry-run", "--speed", "20") as gateway:
         answer = gateway.post("/v1/completions", SHORT)
         assert answer.status == 200
@@ -75,3 +76,4 @@ url = "http://127.0.0.1:9"
         gateway.process.send_signal(signal.SIGTERM)
         assert gateway.process.wait(30) == 0
     assert not list(tmp_path.glob("kept*"))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -8,6 +8,7 @@ import pytest
 from live_gateway import engines
 
 from live.cli import main
+from live.store import without_password
 
 
 @pytest.mark.parametrize(
@@ -79,10 +80,24 @@ def test_what_the_extra_brings_is_named_where_it_is_missing(command: str, tmp_pa
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://:sec@h/0", "redis://:***@h/0"),
+        ("redis://qlm:p@sec/ret@h/0", "redis://qlm:***@h/0"),
+        ("redis://h/0?password=sec&db=1", "redis://h/0?password=***&db=1"),
+        ("sqlite:////var/lib/qlm.db", "sqlite:////var/lib/qlm.db"),
+    ],
+)
+def test_a_password_is_masked_wherever_it_stands(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
 def test_the_password_of_a_store_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "live.toml"
     config.write_text(engines() + '[store]\nurl = "redis://qlm:secret@127.0.0.1:1/0"\n')
-    assert main(["serve", str(config), "--dry-run"]) == 0
+    assert main(["serve", str(config), "--check"]) == 0
     assert main(["serve", str(config)]) == 2
     said = "".join(capsys.readouterr())
     assert said.count("redis://qlm:***@127.0.0.1:1/0") == 2

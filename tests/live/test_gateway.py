@@ -8,7 +8,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,7 @@ from live.gateway.bodies import ChatBody, StreamOptions, check, is_pinned
 from live.gateway.completions import _Reply
 from live.gateway.errors import ApiError
 from live.gateway.files import Files
-from live.gateway.intake import Entry, let_in
+from live.gateway.intake import Entry, as_scheduled
 from live.gateway.prompts import PromptCounter, prompt_characters
 from live.gateway.server import Recording
 from live.gateway.slo import Slo
@@ -94,6 +93,15 @@ def test_an_evicted_request_waits_as_well(tmp_path: Path) -> None:
         assert gateway.metric("vllm:num_requests_waiting", model_name=MODEL) == 1
         assert gateway.get(f"/v1/queue/{evicted['id']}")["status"] == "evicted"
         gateway.kill()
+
+
+def test_what_waits_inside_an_engine_waits_as_well(tmp_path: Path) -> None:
+    """Under a policy that sends all that comes on at once."""
+    config = engines(slots=1, speed=0.5) + '[scheduler]\npolicy = "vllm"\n'
+    with running_gateway(tmp_path, config) as gateway, in_background(gateway, [LONG] * 4):
+        begun = "vllm:time_to_first_token_seconds_count"
+        eventually(lambda: gateway.metric(begun, model_name=MODEL) == 1 and len(queued(gateway)) == 3)
+        assert gateway.metric("vllm:num_requests_waiting", model_name=MODEL) == 3
 
 
 def test_estimates_are_scored_by_what_came(tmp_path: Path) -> None:
@@ -331,15 +339,16 @@ def test_a_flood_of_one_tenant_does_not_move_the_waits_of_another(tmp_path: Path
 def test_a_flood_is_no_more_urgent_than_a_wider_class_of_another(tmp_path: Path) -> None:
     """What missed its target while it was held does not go before what can still meet one."""
     held = Request("r", MODEL, "interactive", 0.2, arrived_at=1.0, prompt_tokens=1, max_tokens=1)
-    assert (let_in(held, 1.1).arrived_at, let_in(held, 1.1).slo_s) == (1.1, 0.2)
-    assert [let_in(held, now).slo_s for now in (1.3, 2.5)] == [0.4, 1.6]
+    assert (as_scheduled(held, 1.1).arrived_at, as_scheduled(held, 1.1).slo_s) == (1.1, 0.2)
+    assert [as_scheduled(held, now).slo_s for now in (1.3, 2.5)] == [0.4, 1.6]
     config = engines(slots=4, speed=2.0) + TENANTS
     body = {"model": MODEL, "prompt": ["Flood"] * 300, "max_tokens": 60, "ignore_eos": True}
     flood = {"authorization": "Bearer key-a", "x-slo-ttft-ms": "200"}
     wider = {"authorization": "Bearer key-b", "x-slo-ttft-ms": "8000", "x-qlm-slo-class": "batch-1"}
     with running_gateway(tmp_path, config) as gateway, in_background(gateway, [body], **flood):
         eventually(lambda: gateway.metric("qlm_held_requests", tenant="a") > 100)
-        time.sleep(7.0)  # now they are let in with targets of 12.8 s
+        # Until they are let in with targets of 12.8 s.
+        eventually(lambda: max(each["waited_seconds"] for each in queued(gateway, **flood)) > 6.5)
         waits = [
             int(gateway.post("/v1/completions", SHORT, wider).headers["x-qlm-wait-ms"]) for _ in range(3)
         ]

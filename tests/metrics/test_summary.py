@@ -11,7 +11,7 @@ from qlm_sim.core.events import EngineReported, FirstToken, RequestArrived, Requ
 from qlm_sim.core.types import InstanceSpec, Request, SloClass
 from qlm_sim.metrics.recorder import RunRecorder
 from qlm_sim.metrics.run import conclude
-from qlm_sim.metrics.saturation import saturation
+from qlm_sim.metrics.saturation import growing_presence, saturation
 from qlm_sim.metrics.summary import summarise
 
 QUICK = SloClass("quick", ttft_s=2.0, tpot_s=0.5)
@@ -161,18 +161,19 @@ def shared_server(load: float, requests: int, seed: int) -> RunRecorder:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_run_is_saturated_too_where_nobody_waits_but_ever_more_run(seed):
-    assert not saturation(shared_server(0.7, 2000, seed).requests()).saturated
-    verdict = saturation(shared_server(1.25, 2000, seed).requests())
-    assert verdict.saturated
-    assert "wait or run" in verdict.sentence
+def test_ever_more_are_present_where_a_server_takes_in_more_than_it_serves(seed):
+    """What no backlog shows."""
+    assert growing_presence(shared_server(0.7, 2000, seed).requests()) is None
+    crowded = shared_server(1.25, 2000, seed).requests()
+    assert not saturation(crowded).saturated
+    assert growing_presence(crowded) is not None
 
 
-def test_requests_that_stay_as_long_as_the_arrivals_last_are_no_saturation():
+def test_nothing_is_told_of_requests_that_stay_as_long_as_the_arrivals_last():
     recorder = RunRecorder()
     for n in range(200):
         served(recorder, f"r{n}", "quick", float(n), float(n), n + 150.0, 2)
-    assert not saturation(recorder.requests()).saturated
+    assert growing_presence(recorder.requests()) is None
 
 
 def test_a_burst_is_saturated_however_short():
