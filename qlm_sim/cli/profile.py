@@ -27,8 +27,9 @@ def add_to(commands: Commands) -> None:
         "list",
         help="the GPUs and models that are known",
         description="List the GPUs and models that are known.",
-        epilog="examples:\n  qlm-sim profile list",
+        epilog="examples:\n  qlm-sim profile list\n  qlm-sim profile list --json",
     )
+    listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(run=run_list)
     show = actions.add_parser(
         "show",
@@ -54,27 +55,52 @@ def run_list(args: argparse.Namespace) -> int:
     from qlm_sim.models.hardware import gpu_names, load_gpu
     from qlm_sim.models.specs import load_model, model_names
 
-    console = Console(file=sys.stdout)
-    gpus = plain_table("GPU", "memory", "bandwidth", "16-bit peak", "host link")
-    for gpu in map(load_gpu, gpu_names()):
-        gpus.add_row(
+    gpus = [load_gpu(name) for name in gpu_names()]
+    models = [load_model(name) for name in model_names()]
+    if args.json:
+        known = {
+            "gpus": {
+                each.name: {
+                    "memory_bytes": each.memory_bytes.value,
+                    "bandwidth_bytes_per_s": each.bandwidth_bytes_per_s.value,
+                    "flops": each.flops.value,
+                    "host_bytes_per_s": each.host_bytes_per_s.value,
+                }
+                for each in gpus
+            },
+            "models": {
+                each.name: {
+                    "parameters": each.parameters,
+                    "weight_bytes": each.weight_bytes,
+                    "kv_bytes_per_token": each.kv_bytes_per_token,
+                    "max_model_len": each.max_model_len,
+                }
+                for each in models
+            },
+        }
+        print(json.dumps(known, indent=2))
+        return 0
+    gpu_table = plain_table("GPU", "memory", "bandwidth", "16-bit peak", "host link")
+    for gpu in gpus:
+        gpu_table.add_row(
             gpu.name,
             f"{gpu.memory_bytes.value / GIB:.1f} GiB",
             f"{gpu.bandwidth_bytes_per_s.value / 1e9:,.0f} GB/s",
             f"{gpu.flops.value / 1e12:,.0f} TFLOPS",
             f"{gpu.host_bytes_per_s.value / 1e9:.0f} GB/s",
         )
-    models = plain_table("model", "parameters", "weights", "KV per token", "longest request")
-    for model in map(load_model, model_names()):
-        models.add_row(
+    model_table = plain_table("model", "parameters", "weights", "KV per token", "longest request")
+    for model in models:
+        model_table.add_row(
             model.name,
             f"{model.parameters / 1e9:.2f} B",
             f"{model.weight_bytes / GIB:.1f} GiB",
             f"{model.kv_bytes_per_token / 1024:.0f} KiB",
             f"{model.max_model_len:,}",
         )
-    console.print(gpus)
-    console.print(models)
+    console = Console(file=sys.stdout)
+    console.print(gpu_table)
+    console.print(model_table)
     return 0
 
 

@@ -271,6 +271,13 @@ def test_ctrl_c_ends_a_run_in_one_line_and_leaves_nothing(policies: tuple[str, .
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_machine_reads_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "list", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert known["gpus"]["H200"]["bandwidth_bytes_per_s"] == 4.8e12
+    assert known["models"]["llama-2-7b"]["kv_bytes_per_token"] == 2 * 32 * 4096 * 2
+
+
 @pytest.mark.parametrize("command", ["policies", "profile list"])
 def test_reader_that_leaves_early_hears_no_complaint(command: str) -> None:
     run = subprocess.Popen(
