@@ -117,7 +117,12 @@ def run_simulated(
     """The same requests at the same times, on simulated instances, which are as their profiles say where
     ``perturb`` has no other speed for them. Prefixes are cached, as vLLM does unless told otherwise: what was
     evicted and comes back finds its own. Orders take their way, as over HTTP."""
-    engine = EngineConfig(block_size=config.engine[0].block_size, enable_prefix_caching=True)
+    engine = EngineConfig(
+        block_size=config.engine[0].block_size,
+        enable_prefix_caching=True,
+        # As vLLM does from 0.19 on.
+        scheduler_reserve_full_isl=any(each.kind != "fake" for each in config.engine),
+    )
     policy = config.scheduler.policy
     core = make_core(policy, instances, replace(scheduler_settings(config), forecasts=True))
     log = RunLog(core, warm_up_s)
