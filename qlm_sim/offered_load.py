@@ -86,9 +86,10 @@ def with_offered_load(run: PolicyRun, load: float | None) -> PolicyRun:
     deviation of 1 / sqrt(requests) of it, taken twice. What admission refuses is no part of what is served.
     """
     summary = run.summary | {"offered_load": load}
-    if load is not None and not summary["saturated"] and not summary["refused"]:
+    requests = len(run.requests)  # those that came before the run was stopped
+    if load is not None and requests and not summary["saturated"] and not summary["refused"]:
         grounds = None
-        if load > 1 + 2 / sqrt(len(run.requests)):
+        if load > 1 + 2 / sqrt(requests):
             grounds = f"the requests ask for {load:.0%} of what the cluster can serve, as estimated"
         elif load > NEAR_CAPACITY and (course := growing_presence(run.requests)):
             grounds = f"the requests that wait or run still grew in number when arrivals ended ({course})"

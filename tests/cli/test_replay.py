@@ -316,6 +316,17 @@ def test_a_run_too_short_to_show_it_is_saturated_by_the_load_offered(
     assert (f"ask for {told['offered_load']:.0%} of what" in told["saturation"]) == saturated
 
 
+def test_a_run_that_stops_before_anybody_comes_has_a_load_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = "--gpu A100-80 --count 1 --model llama-2-7b --rate 20 --requests 50 --policy vllm --horizon 1e-9"
+    capsys.readouterr()
+    assert main(["replay", *flags.split(), "--no-report", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)["policies"]["vllm"]
+    assert told["offered_load"] > 1
+    assert not told["saturated"]
+
+
 def test_a_few_requests_have_no_load(capsys: pytest.CaptureFixture[str]) -> None:
     flags = "--gpu A100-80 --count 1 --model llama-2-7b --rate 200 --requests 5 --policy vllm"
     capsys.readouterr()
