@@ -5,9 +5,9 @@
 writes experiments/results/gateway_cost.{md,json}. Every process runs on this machine: a fake engine that is
 never the bottleneck (an H100 played 10,000 times too fast), one gateway process, and the load. The gateway
 has the last core to itself, engine and load share the others; on a machine that does other work too, its
-processor time tells more than the wall clock. Clients keep their connections, with every server alike. The
-peer is LiteLLM's proxy, from an environment of its own (``pip install "litellm[proxy]"``), with one worker,
-logging off.
+processor time tells more than the wall clock. Clients keep their connections, with every server alike, but
+where told that each request makes its own. The peer is LiteLLM's proxy, from an environment of its own
+(``pip install "litellm[proxy]"``), with one worker, logging off.
 """
 
 import argparse
@@ -31,7 +31,9 @@ from gateway_servers import CORES, GATEWAY_CORES, PEER, Process, start_engine, s
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 3
-RATES_RPS = (25.0, 500.0)
+NEW = ", new connections"
+LOADS = {"25": (25.0, True), "500": (500.0, True), f"500{NEW}": (500.0, False)}
+"""Requests per second, and whether clients keep their connections."""
 PEER_RATES_RPS = (25.0,)
 """More LiteLLM's one worker cannot serve here: its latency only grows."""
 LATENCY_ROUNDS = 5
@@ -49,31 +51,32 @@ def quantiles_ms(values: Sequence[float]) -> dict[str, float]:
 async def measure_latency(servers: Sequence[Process]) -> dict[str, Any]:
     """By rate and server: quantiles of each round; servers take turns, so that all see the same machine."""
     told: dict[str, Any] = {}
-    for rate_rps in RATES_RPS:
+    for load, (rate_rps, kept) in LOADS.items():
         rounds: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
         for number in range(LATENCY_ROUNDS):
             for server in servers:
                 if server.name == PEER and rate_rps not in PEER_RATES_RPS:
                     continue
-                found = await latencies(server.url, rate_rps, LATENCY_S, 4, seed=number)
+                found = await latencies(server.url, rate_rps, LATENCY_S, 4, seed=number, kept=kept)
                 rounds[server.name].append(quantiles_ms(found))
-                say(f"{rate_rps:g} requests/s, {server.name}: {rounds[server.name][-1]}")
-        told[f"{rate_rps:g}"] = {name: found for name, found in rounds.items() if found}
+                say(f"{load} requests/s, {server.name}: {rounds[server.name][-1]}")
+        told[load] = {name: found for name, found in rounds.items() if found}
     return told
 
 
 async def measure_throughput(servers: Sequence[Process]) -> dict[str, Any]:
     """The best of the rounds, by server."""
     told: dict[str, Any] = {}
-    for kind, (requests, at_once, tokens, stream) in {
-        "whole": (2_000, 32, 4, False),
-        "streamed": (200, 32, 200, True),
+    for kind, (requests, at_once, tokens, stream, kept) in {
+        "whole": (2_000, 32, 4, False, True),
+        f"whole{NEW}": (2_000, 32, 4, False, False),
+        "streamed": (200, 32, 200, True, True),
     }.items():
         rounds: dict[str, list[dict[str, float]]] = {server.name: [] for server in servers}
         for _ in range(ROUNDS):
             for server in servers:
                 fewer = requests // (8 if server.name == PEER else 1)
-                rounds[server.name].append(await throughput(server, fewer, at_once, tokens, stream))
+                rounds[server.name].append(await throughput(server, fewer, at_once, tokens, stream, kept))
                 say(f"{kind}, {server.name}: {rounds[server.name][-1]}")
         told[kind] = {
             name: {key: max(each[key] for each in found) for key in found[0]}
@@ -175,13 +178,17 @@ def report(told: dict[str, Any]) -> str:
         "",
         f"32 requests at a time, the best of {ROUNDS} rounds. Processor: per second of the gateway's own.",
         "",
-        "| | whole answers/s, wall | processor | streamed tokens/s, wall | processor |",
-        "|---|---|---|---|---|",
+        f"| | whole answers/s, wall | processor | the same{NEW} | processor "
+        "| streamed tokens/s, wall | processor |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in names:
-        whole, streamed = (told["throughput"][kind][name] for kind in ("whole", "streamed"))
+        whole, apart, streamed = (
+            told["throughput"][kind][name] for kind in ("whole", f"whole{NEW}", "streamed")
+        )
         lines.append(
             f"| {name} | {whole['requests_per_s']:,.0f} | {whole['requests_per_cpu_s']:,.0f} "
+            f"| {apart['requests_per_s']:,.0f} | {apart['requests_per_cpu_s']:,.0f} "
             f"| {streamed['tokens_per_s']:,.0f} | {streamed['tokens_per_cpu_s']:,.0f} |"
         )
     lines += [

@@ -20,9 +20,11 @@ def body(tokens: int, stream: bool) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def client() -> AsyncIterator[aiohttp.ClientSession]:
+async def client(*, kept: bool = True) -> AsyncIterator[aiohttp.ClientSession]:
+    """``kept``: whether connections serve one request after another, or each request makes its own."""
     timeout = aiohttp.ClientTimeout(total=120)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+    connector = aiohttp.TCPConnector(limit=0, force_close=not kept)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         yield session
 
 
@@ -42,12 +44,19 @@ async def ask(
 
 
 async def latencies(
-    url: str, rate_rps: float, seconds: float, tokens: int, seed: int, target_ms: int | None = None
+    url: str,
+    rate_rps: float,
+    seconds: float,
+    tokens: int,
+    seed: int,
+    *,
+    target_ms: int | None = None,
+    kept: bool = True,
 ) -> list[float]:
     """Of requests that come at random, whether or not earlier ones are answered."""
     draw = random.Random(seed)
     content = body(tokens, False)
-    async with client() as session:
+    async with client(kept=kept) as session:
         await asyncio.gather(*(ask(session, url, content) for _ in range(20)))  # connections are made
         start = time.perf_counter()
         at, tasks = 0.0, []
@@ -61,12 +70,12 @@ async def latencies(
 
 
 async def throughput(
-    server: Process, requests: int, at_once: int, tokens: int, stream: bool
+    server: Process, requests: int, at_once: int, tokens: int, stream: bool, kept: bool
 ) -> dict[str, float]:
     """So many requests, ``at_once`` under way: rates per second, and per second of the server's processor."""
     content = body(tokens, stream)
     left = requests
-    async with client() as session:
+    async with client(kept=kept) as session:
 
         async def work() -> None:
             nonlocal left
